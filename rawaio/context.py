@@ -1,0 +1,792 @@
+"""L2: a context: its ring and its queue, complete without an event loop.
+
+Laws:
+
+- Every request that `submit` took is given back exactly once, by one `reap`, whatever is raised in
+  between; its callback has run by then, with the context unlocked.
+- Memory that the kernel holds is kept: the table of requests in flight owns request, buffer and
+  file, and outlives the context until io_destroy has returned, which waits for the kernel.
+- Nothing waits with the lock held. A wait is for the eventfd, which any completion signals, and
+  which is signalled for waiters when something else is to be looked at (`_nudge`).
+- A count of zero in the eventfd never makes a reap skip the ring, and a stale count only makes it
+  look once more.
+- In a forked child nothing of the parent is touched.
+
+Where a completion is: in the ring, then in `_done` (or, when no callback is to be run, directly in
+the list that reap returns), and after its callback in that list. A reap that an exception cuts
+short puts its list into `_ready`, for the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import math
+import os
+import select
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from itertools import chain, repeat, starmap
+from operator import index, setitem
+from typing import TYPE_CHECKING, Final
+
+from . import syscalls
+from ._uninterrupted import uninterrupted
+from .errors import BusyError, ClosedError, ForkedError, RawAIOError
+from .queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
+from .request import Completion, IocbSlab, Request, complete, complete_one, reopen
+from .ring import CompletionRing, CompletionSource, Ordering, SyscallEvents
+from .syscalls import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["IOContext", "Statistics"]
+
+# Requests in one io_submit; their iocbs take 64 KiB. More per call gains nothing.
+_MAX_OFFER: Final = 1024
+# How deep reaps may nest through callbacks, and how many rounds of completions that submit again
+# one reap goes through: QEMU's bound on the same recursion.
+_MAX_DEPTH: Final = MAX_PASSES
+# poll(2) takes an int; a longer wait is made of several.
+_LONGEST_WAIT_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a context has done until now. Counts, but for the mechanism.
+
+    `submitted == in_queue + in_flight + completed`, when nothing is going on in other threads.
+    """
+
+    nr_events: int
+    in_queue: int  # taken, not yet offered to the kernel
+    in_flight: int
+    submitted: int  # requests that submit took
+    completed: int  # of these, what has completed, reaped by the caller or not
+    io_submit_calls: int
+    eagain: int  # io_submit calls that took nothing for want of room
+    ring_reaps: int  # completions read from the ring
+    syscall_reaps: int  # completions had by io_getevents
+    waits: int  # times a reap slept
+    mechanism: str  # "ring" or "io_getevents"
+
+
+class _Kernel:
+    """The context id and the eventfd: what has to be given back, and the last to see to it.
+
+    Refers to the queue, whose table owns what the kernel holds, and not to the `IOContext`.
+    """
+
+    __slots__ = ("__weakref__", "_cell", "_ctx_id", "_fds", "pid", "queue", "ring")
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.queue: SubmissionQueue | None = None
+        # A ring that believes only what the eventfd has counted, if it is one.
+        self.ring: CompletionRing | None = None
+        self._ctx_id = ctypes.c_ulong(0)
+        self._cell = memoryview(self._ctx_id).cast("B").cast("Q")
+        self._fds: list[int] = []
+
+    @property
+    def ctx_id(self) -> int:
+        return self._ctx_id.value
+
+    @property
+    def eventfd(self) -> int:
+        return self._fds[0]
+
+    def open(self, nr_events: int) -> None:
+        # Each result is kept in the same uninterrupted step that made it.
+        self._fds.extend(starmap(os.eventfd, ((0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),)))
+        setup = (
+            ctypes.c_long(syscalls.numbers().io_setup),
+            ctypes.c_ulong(nr_events),
+            ctypes.c_void_p(ctypes.addressof(self._ctx_id)),
+        )
+        if syscalls.raw_syscall()(*setup) < 0:
+            failure = ctypes.get_errno()
+            self.close_eventfd()
+            raise syscalls.kernel_error(failure, "io_setup", *_advice(failure, nr_events))
+
+    def nudge(self) -> None:
+        """Make the eventfd readable, so that whoever waits looks again."""
+        assert self.queue is not None
+        with self.queue.lock:
+            if self._fds:
+                if self.ring is not None:
+                    self.ring.credit(-1)  # before it can be counted
+                with contextlib.suppress(BlockingIOError):  # then it is readable all the same
+                    os.eventfd_write(self._fds[0], 1)
+
+    def reset(self) -> None:
+        """Make the eventfd unreadable until the next completion."""
+        assert self.queue is not None
+        with self.queue.lock:
+            if self._fds:
+                with contextlib.suppress(BlockingIOError):
+                    counted = os.eventfd_read(self._fds[0])
+                    if self.ring is not None:
+                        self.ring.credit(counted)
+
+    def destroy(self) -> None:
+        """io_destroy, unless that was done. Can block: until the kernel is done with everything."""
+        if self._cell[0]:
+            uninterrupted(
+                (
+                    syscalls.raw_syscall(),
+                    ctypes.c_long(syscalls.numbers().io_destroy),
+                    ctypes.c_ulong(self._cell[0]),
+                ),
+                (setitem, self._cell, 0, 0),
+            )
+
+    def close_eventfd(self) -> None:
+        while self._fds:
+            uninterrupted((os.close, self._fds[0]), (self._fds.pop,))
+
+    def finalize(self) -> None:
+        """For a context that nobody closed; never run before the kernel is done with its memory."""
+        if self.pid != os.getpid():
+            return
+        if self._cell[0]:
+            in_flight = 0
+            if self.queue is not None:
+                self.queue.refuse(ClosedError("the context was never closed, and is gone"))
+                in_flight = self.queue.in_flight
+            warnings.warn(
+                f"unclosed rawaio.IOContext, {in_flight} requests in flight",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            self.destroy()
+        self.close_eventfd()
+
+
+class _Submitter:
+    """The queue's way to the kernel."""
+
+    __slots__ = ("_arguments", "_nr", "_raw", "_slab")
+
+    def __init__(self, ctx_id: int, slab: IocbSlab) -> None:
+        self._slab = slab
+        self._raw = syscalls.raw_syscall()
+        self._nr = ctypes.c_long(0)
+        self._arguments = (
+            (
+                ctypes.c_long(syscalls.numbers().io_submit),
+                ctypes.c_ulong(ctx_id),
+                self._nr,
+                ctypes.c_void_p(slab.address),
+            ),
+        )
+
+    def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        self._slab.fill(first_token, batch)
+        self._nr.value = len(batch)
+        # The return value and errno are kept before an exception can strike.
+        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, ((),))))
+
+
+def _advice(failure: int, nr_events: int) -> list[str]:
+    if failure == errno.EAGAIN:
+        used, limit = _aio_number("aio-nr"), _aio_number("aio-max-nr")
+        wanted = 2 * max((limit or 0), (used or 0) + nr_events)
+        taken = f"system-wide fs.aio-nr={used} of fs.aio-max-nr={limit} are taken"
+        return [
+            f"nr_events={nr_events} are asked for, and {taken}.",
+            f"Use fewer or smaller contexts, or raise the limit: sysctl -w fs.aio-max-nr={wanted}",
+        ]
+    if failure == errno.ENOSYS:
+        return ["This kernel has no Linux AIO (CONFIG_AIO is not set), or a sandbox hides it."]
+    if failure == errno.EPERM:
+        return ["A seccomp filter denies io_setup; a container's profile has to allow it."]
+    if failure == errno.EINVAL:
+        return [f"nr_events={nr_events} is more than this kernel can do."]
+    return []
+
+
+def _aio_number(name: str) -> int | None:
+    try:
+        with open(f"/proc/sys/fs/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+class IOContext:
+    """Asynchronous I/O on descriptors: submit requests, reap completions.
+
+    Usable from several threads. Close it, best by `with`. Do not use it from signal handlers or
+    finalizers.
+    """
+
+    def __init__(
+        self,
+        nr_events: int = 128,
+        *,
+        max_batch: int = 32,
+        max_pending: int = 16384,
+        force_syscalls: bool = False,
+    ) -> None:
+        """Make a context that has at most nr_events requests in flight.
+
+        nr_events is charged to the system-wide limit `/proc/sys/fs/aio-max-nr`. max_batch: pending
+        requests that are submitted although plugged. max_pending: requests that wait behind the
+        ones in flight before `submit` waits too. force_syscalls: reap by io_getevents even where
+        the ring can be read.
+
+        Raises:
+            OSError: io_setup's errno, with advice as notes: EAGAIN over aio-max-nr; ENOSYS no
+                AIO in this kernel; EPERM denied by seccomp; EINVAL nr_events far too large;
+                ENOMEM. EMFILE, ENFILE: no descriptor left.
+            UnsupportedError: not a 64-bit Linux process on x86_64 or aarch64.
+            ValueError: a number below 1.
+
+        Source: io_setup(2), eventfd(2); Linux 2.6.22.
+        """
+        nr_events, max_batch, max_pending = map(index, (nr_events, max_batch, max_pending))
+        for name, limit in (
+            ("nr_events", nr_events),
+            ("max_batch", max_batch),
+            ("max_pending", max_pending),
+        ):
+            if limit < 1:
+                raise ValueError(f"{name} must be 1 at least, not {limit}")
+        syscalls.numbers()
+        self._refusal: RawAIOError | None = None
+        self._kernel = kernel = _Kernel()
+        self._finalizer = weakref.finalize(self, kernel.finalize)
+        kernel.open(nr_events)
+        slab = IocbSlab(min(nr_events, _MAX_OFFER), kernel.eventfd)
+        self._queue = kernel.queue = queue = SubmissionQueue(
+            _Submitter(kernel.ctx_id, slab),
+            nr_events=nr_events,
+            max_batch=max_batch,
+            max_pending=max_pending,
+            max_offer=slab.capacity,
+            continuation=kernel.nudge,
+        )
+        self._by_syscall = SyscallEvents(kernel.ctx_id)
+        self._ring = CompletionRing(kernel.ctx_id, counted=True)
+        self._use_ring = self._ring.usable and not force_syscalls
+        self._counted = self._use_ring and self._ring.ordering is Ordering.COUNTED
+        if self._counted:
+            kernel.ring = self._ring
+        # Completed, and no callback has been run.
+        self._done = queue.rejected
+        # Completed, callbacks run, and then the reap that had them was cut short.
+        self._ready: deque[Completion] = deque()
+        # Tokens of polls that io_cancel was said to have cancelled.
+        self._cancelled: set[int] = set()
+        self._fetching = False
+        # How many reaps of a thread are inside one another, by way of callbacks.
+        self._depth: dict[int, int] = {}
+        self._waiters: set[object] = set()
+        self._pollers: list[select.poll] = []
+        self._closing = threading.RLock()
+        self._closed = False
+        self._ring_reaps = 0
+        self._syscall_reaps = 0
+        self._waits = 0
+        _live[id(self)] = weakref.ref(self)
+
+    # -- in -------------------------------------------------------------------------------------
+
+    def submit(self, *requests: Request) -> int:
+        """Take all the requests and start them, as many as there is room for; return how many.
+
+        What has no room, or is held back by `plugged`, is pending and started later. What the
+        kernel refuses comes back as a Completion. Can block: in io_submit (buffered reads,
+        extending writes), and while max_pending requests wait; then completions are collected
+        for the next reap.
+
+        Raises:
+            BusyError: a request is under way already, or there twice; none was taken.
+            TypeError: not a Request; none was taken.
+            ClosedError, ForkedError: none was taken.
+        """
+        while True:
+            try:
+                return self._queue.push(requests)
+            except QueueFullError:
+                self._make_room(len(requests))
+
+    def plugged(self) -> PlugSection:
+        """A `with` block whose requests are submitted together at its end, or max_batch at a time.
+
+        Sections nest; the outermost counts. It holds for all threads. A reap that waits submits
+        what is pending all the same.
+        """
+        self._check()
+        return self._queue.section()
+
+    def _make_room(self, n: int) -> None:
+        queue = self._queue
+        self._check()
+        queue.flush()
+        self._fetch(self._done, None)
+        queue.flush()
+        if queue.in_queue and queue.in_queue + n > queue.max_pending:
+            self._wait(None)
+
+    # -- out ------------------------------------------------------------------------------------
+
+    def reap(
+        self, min_nr: int = 0, max_nr: int | None = None, timeout: float | None = None
+    ) -> list[Completion]:
+        """Completions, in the order in which the kernel completed them, each exactly once.
+
+        min_nr: how many to wait for; with fewer outstanding, it waits for those. max_nr: how many
+        to take at most. timeout: seconds to wait at most, None for ever; when it is over, what is
+        there is returned. Does not enter the kernel when there are completions in the ring, or
+        min_nr is 0 and nothing is pending. Can block: as said, in callbacks, and in io_submit when
+        something is pending.
+
+        Callbacks of what is returned have run. An Exception in one goes to sys.unraisablehook.
+        KeyboardInterrupt, SystemExit and the like propagate, and the next reap returns the rest.
+        In a callback reap may be called again, up to 8 deep; then `reap()` returns nothing, and the
+        outer ones go on with what there is.
+
+        Raises:
+            ValueError: min_nr or timeout negative, max_nr below 1 or below min_nr.
+            BusyError: min_nr above 0 in a callback more than 8 deep.
+            ClosedError, ForkedError.
+            OSError: io_getevents failed, which it does not.
+        """
+        if self._refusal is not None:
+            self._check()
+        if min_nr < 0:
+            raise ValueError(f"min_nr must not be negative, got {min_nr}")
+        if max_nr is not None and (max_nr < 1 or max_nr < min_nr):
+            raise ValueError(f"max_nr must be 1 and min_nr at least, got {max_nr}")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must not be negative, got {timeout}")
+        if self._depth and self._depth.get(threading.get_ident(), 0) >= _MAX_DEPTH:
+            if min_nr:
+                raise BusyError(f"reap waits in a callback, {_MAX_DEPTH} reaps deep")
+            return []
+        return self._reap(min_nr, max_nr, timeout)
+
+    def process_completions(self) -> list[Completion]:
+        """What an event loop calls when `fileno` is readable: reset it, then `reap()`.
+
+        Also submits what is pending, unless plugged. Does not wait.
+
+        Raises: as `reap`.
+        """
+        self._check()
+        self._kernel.reset()
+        return self._reap(0, None, None)
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds after which an event loop should call `process_completions` without an event.
+
+        None: no need, an event will come. A number only after EAGAIN with nothing in flight.
+        """
+        self._check()
+        return self._queue.retry_in
+
+    def fileno(self) -> int:
+        """The eventfd: readable when something has completed. Reset by `process_completions`."""
+        self._check()
+        return self._kernel.eventfd
+
+    def drain(self, timeout: float | None = None) -> list[Completion]:
+        """Submit and wait for everything that is pending or in flight, and reap it.
+
+        Also what is plugged. timeout as for `reap`; when it is over, what is there is returned, and
+        `statistics` tells what is left.
+
+        Raises: as `reap`.
+        """
+        self._check()
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must not be negative, got {timeout}")
+        return self._reap(sys.maxsize, None, timeout)
+
+    def cancel(self, request: Request) -> bool:
+        """Whether the request was cancelled: it then completes once, with res == -ECANCELED.
+
+        Pending requests and polls can be. False: the kernel cannot cancel it, and it completes
+        as if nothing had been said; or it is not under way in this context.
+
+        Raises:
+            ClosedError, ForkedError.
+
+        Source: io_cancel(2).
+        """
+        self._check()
+        queue = self._queue
+        if queue.withdraw(request, -errno.ECANCELED):
+            self._kernel.nudge()
+            queue.kick()
+            return True
+        if request.opcode is not Opcode.POLL:
+            return False
+        with queue.lock:
+            table = queue.in_flight_table
+            token = next((t for t, r in list(table.items()) if r is request), None)
+            if token is None or self._closed:
+                return False
+            address = request.own_iocb()[1]
+            # Marked before, and taken back, so that no exception leaves a cancelled poll unmarked.
+            self._cancelled.add(token)
+            try:
+                syscalls.io_cancel(self._kernel.ctx_id, address, 0)
+            except OSError:
+                self._cancelled.discard(token)
+                return False
+        return True
+
+    def statistics(self) -> Statistics:
+        """A snapshot of the counters. Does not enter the kernel.
+
+        Raises:
+            ForkedError.
+        """
+        if isinstance(self._refusal, ForkedError):
+            self._check()
+        queue = self._queue
+        with queue.lock:
+            in_queue, in_flight, submitted = queue.in_queue, queue.in_flight, queue.submitted
+        return Statistics(
+            nr_events=queue.nr_events,
+            in_queue=in_queue,
+            in_flight=in_flight,
+            submitted=submitted,
+            completed=submitted - in_queue - in_flight,
+            io_submit_calls=queue.io_submit_calls,
+            eagain=queue.eagain,
+            ring_reaps=self._ring_reaps,
+            syscall_reaps=self._syscall_reaps,
+            waits=self._waits,
+            mechanism="ring" if self._use_ring else "io_getevents",
+        )
+
+    @property
+    def why_not_ring(self) -> str | None:
+        """Why completions are not read from the ring; None when they are."""
+        if self._use_ring:
+            return None
+        return self._ring.why_not or "force_syscalls"
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    # -- end ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for all requests, run their callbacks, drop the completions, destroy the context.
+
+        Polls are cancelled. Idempotent; after an exception it can be called again. In a forked
+        child it does nothing. Can block: until the kernel is done, and then about 30 ms.
+        """
+        if self._kernel.pid != os.getpid():
+            return
+        with self._closing:
+            if self._closed and not self._finalizer.alive:
+                return
+            reason = ClosedError("the context is closed")
+            self._queue.refuse(reason)
+            polls = [
+                r for r in list(self._queue.in_flight_table.values()) if r.opcode is Opcode.POLL
+            ]
+            if not self._closed:
+                for request in polls:
+                    self.cancel(request)
+                self._reap(sys.maxsize, None, None)
+            self._refusal = reason
+            with self._queue.lock:
+                self._closed = True
+                self._ring.close()
+                self._by_syscall.close()
+            self._kernel.destroy()
+            if self._waiters:
+                self._kernel.nudge()  # the last of them closes the eventfd
+            else:
+                self._kernel.close_eventfd()
+            self._finalizer.detach()
+            _live.pop(id(self), None)
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._refusal is not None:
+            return f"<rawaio.IOContext, {self._refusal}>"
+        return (
+            f"<rawaio.IOContext nr_events {self._queue.nr_events}, in_queue "
+            f"{self._queue.in_queue}, in_flight {self._queue.in_flight}>"
+        )
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise type(self._refusal)(*self._refusal.args)
+
+    def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
+        queue = self._queue
+        reaped: list[Completion] = []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        rounds = 0
+        try:
+            while True:
+                calls = queue.io_submit_calls
+                self._gather(reaped, max_nr)
+                if queue.pending:
+                    if len(reaped) < min_nr:
+                        queue.flush()  # also what is plugged: nobody else may ever unplug it
+                    else:
+                        queue.kick()
+                if len(reaped) == max_nr:
+                    break
+                if len(reaped) >= min_nr:
+                    if queue.io_submit_calls == calls:
+                        break
+                    # What was submitted meanwhile, by callbacks too, may have completed at once.
+                    rounds += 1
+                    if rounds < MAX_PASSES:
+                        continue
+                    self._kernel.nudge()
+                    break
+                if self._closed or not (self._done or queue.outstanding):
+                    break
+                if queue.io_submit_calls != calls:
+                    continue
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                self._wait(left)
+            if self._waiters and (self._done or not queue.outstanding):
+                self._kernel.nudge()
+            return reaped
+        except BaseException as error:
+            self._recover(error)
+            self._ready.extendleft(starmap(reaped.pop, repeat((), len(reaped))))
+            raise
+
+    def _gather(self, reaped: list[Completion], max_nr: int | None) -> None:
+        """Add to reaped what is completed, and run the callbacks."""
+        finished = len(reaped)
+        started: Completion | None = None
+        depth, me = -1, 0
+        done = self._done
+        try:
+            if self._ready:
+                with self._queue.lock:
+                    n = len(self._ready)
+                    if max_nr is not None:
+                        n = min(n, max_nr - finished)
+                    reaped.extend(starmap(self._ready.popleft, repeat((), n)))
+                finished = len(reaped)
+            if done or self._counted or self._depth:
+                self._fetch(done, None)
+            else:
+                self._fetch(reaped, max_nr)
+                finished = complete(reaped, finished)
+                if finished == len(reaped):
+                    return
+                # The rest waits its turn where callbacks that reap find it.
+                done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
+            me = threading.get_ident()
+            depth = self._depth.get(me, 0)
+            while len(reaped) != max_nr:
+                try:
+                    reaped.extend(starmap(done.popleft, ((),)))
+                except IndexError:
+                    break
+                completion = reaped[-1]
+                request = completion[0]
+                complete_one(request)
+                callback = request.callback
+                if callback is not None:
+                    self._depth[me] = depth + 1
+                    try:
+                        callback(started := completion)
+                    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+                        report(error, callback)
+                    self._set_depth(me, depth)
+                finished = len(reaped)
+        except BaseException as error:
+            self._recover(error)
+            if depth >= 0:
+                self._set_depth(me, depth)
+            if started is not None and reaped and reaped[-1] is started:
+                finished = len(reaped)
+            reopen(reaped, finished)
+            done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
+            raise
+
+    def _set_depth(self, thread: int, depth: int) -> None:
+        if depth:
+            self._depth[thread] = depth
+        else:
+            self._depth.pop(thread, None)
+
+    def _fetch(self, target: list[Completion] | deque[Completion], max_nr: int | None) -> None:
+        """Move what has completed from the kernel to target, as long as that is below max_nr."""
+        queue = self._queue
+        with queue.lock:
+            if self._closed or self._fetching:
+                return
+            self._fetching = True
+            try:
+                source: CompletionSource = self._by_syscall
+                if self._use_ring and not (self._counted and self._by_syscall.buffered):
+                    source = self._ring
+                    if self._counted:
+                        self._kernel.reset()
+                n = source.peek()
+                if n == 0 and self._counted and self._ring.hidden:
+                    source = self._by_syscall
+                    n = source.peek()
+                while n:
+                    if max_nr is not None and n > max_nr - len(target):
+                        n = max_nr - len(target)
+                        if n == 0:
+                            break
+                    data, res, res2 = source.columns(n)
+                    try:
+                        if self._cancelled:
+                            raise KeyError
+                        target.extend(
+                            map(Completion, zip(map(queue.take, data), res, res2, strict=True))
+                        )
+                    except KeyError:
+                        self._fetch_one_by_one(target, data, res, res2)
+                    if source is self._ring:
+                        self._ring_reaps += n
+                    else:
+                        self._syscall_reaps += n
+                        if self._counted:
+                            self._ring.credit(-n)
+                    n = source.advance_and_peek(n)
+            finally:
+                self._fetching = False
+
+    def _fetch_one_by_one(
+        self,
+        target: list[Completion] | deque[Completion],
+        data: list[int],
+        res: list[int],
+        res2: list[int],
+    ) -> None:
+        """For events of which some are cancelled, read for the second time, or nobody's."""
+        queue = self._queue
+        for token, r, r2 in zip(data, res, res2, strict=True):
+            if token in queue.in_flight_table:
+                # A cancelled poll completes with a mask of 0, or of what came in between.
+                event = ((-errno.ECANCELED,), (0,)) if token in self._cancelled else ((r,), (r2,))
+                target.extend(map(Completion, zip(map(queue.take, (token,)), *event, strict=True)))
+                self._cancelled.discard(token)
+            elif not queue.issued(token):
+                report(RawAIOError(f"an event with unknown token {token}, res {r}"), self)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Sleep until something completes or is to be looked at, or the queue is to be kicked."""
+        queue = self._queue
+        waiter = object()
+        try:
+            self._waiters.add(waiter)
+            # Whoever changes one of these looks for waiters afterwards.
+            if self._closed or self._done or self._ready or not queue.outstanding:
+                return
+            retry = queue.retry_in
+            if retry is not None and (timeout is None or timeout > retry):
+                timeout = retry
+            try:
+                poller = self._pollers.pop()
+            except IndexError:
+                poller = select.poll()
+                poller.register(self._kernel.eventfd, select.POLLIN)
+            self._waits += 1
+            wait_ms = _LONGEST_WAIT_MS
+            if timeout is not None:
+                wait_ms = min(math.ceil(min(timeout, _LONGEST_WAIT_MS) * 1000), wait_ms)
+            if poller.poll(wait_ms):
+                self._kernel.reset()
+            elif retry is not None:
+                queue.flush()
+            self._pollers.append(poller)
+        finally:
+            self._waiters.discard(waiter)
+            if self._closed and not self._waiters:
+                with queue.lock:
+                    self._kernel.close_eventfd()
+
+    def _recover(self, error: BaseException) -> None:
+        # Only an exception from outside can leave the lock held: one that strikes between the end
+        # of a with-block and its release.
+        if not isinstance(error, Exception):
+            while self._queue.lock._is_owned():
+                self._queue.lock.release()
+
+
+class _Raiser:
+    """Raises an exception where Python cannot pass one on, and so gives it to the hook."""
+
+    __slots__ = ("_error", "_source")
+
+    def __init__(self, error: Exception, source: object) -> None:
+        self._error = error
+        self._source = source
+
+    def __call__(self, reference: object) -> None:
+        raise self._error
+
+    def __repr__(self) -> str:
+        return repr(self._source)
+
+
+def report(error: Exception, source: object) -> None:
+    """Give an exception that has nobody to go to to sys.unraisablehook, as from source."""
+    # The hook's argument cannot be made by Python code; an exception in a weakref's callback is
+    # passed to the hook by the interpreter.
+    target = _Target()
+    reference = weakref.ref(target, _Raiser(error, source))
+    del target, reference
+
+
+class _Target:
+    __slots__ = ("__weakref__",)
+
+
+# -- fork ---------------------------------------------------------------------------------------
+
+_live: Final[dict[int, weakref.ref[IOContext]]] = {}
+
+
+def _after_fork_in_child() -> None:
+    reason = ForkedError("the context belongs to the parent process")
+    for reference in list(_live.values()):
+        context = reference()
+        if context is not None:
+            context._refusal = reason
+            context._queue.refuse(reason)
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,507 @@
+"""L2: the submission queue. Sans-I/O: what talks to the kernel is a function given to it.
+
+Laws:
+
+- Every request is in exactly one of: pending, in flight, completed. It is in flight from the moment
+  it is offered to the kernel; what the kernel does not accept returns to the head of pending.
+- `in_flight <= nr_events`, always.
+- First in, first offered. A request that the kernel refuses fails alone, with its own errno, and
+  the queue goes on with the next one in the same flush.
+- Whenever something is pending and nothing is plugged, something brings it forward: the flush that
+  is under way, a completion (whoever reaps calls `kick`), the timer (`retry_in`) when nothing is in
+  flight, or `continuation`.
+- Nothing recurses: a flush inside a flush, or beside one in another thread, is taken over by the
+  one under way, at most `MAX_PASSES` times, and then by `continuation`.
+- An exception from outside, at any bytecode, loses and doubles nothing: what the kernel said is
+  recorded before the exception can strike, and `_settle`, which may be repeated, follows the
+  record.
+
+The words are QEMU's: pending, in_queue, in_flight, blocked, plugged.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections import deque
+from itertools import repeat, starmap
+from operator import length_hint, neg
+from threading import RLock
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from ._uninterrupted import uninterrupted
+from .errors import BusyError, RawAIOError
+from .request import Completion, Request, State, Step, admit, advance, offer, restore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["MAX_PASSES", "OwnedLock", "PlugSection", "QueueFullError", "SubmissionQueue", "Submit"]
+
+_PENDING, _COMPLETED = State.PENDING, State.COMPLETED
+# Whether threads take turns between bytecodes, and only behind calls and jumps back.
+_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
+# How often one flush starts again for requests that were pushed while it was under way. QEMU's
+# bound on the same chain of submissions that complete at once.
+MAX_PASSES: Final = 8
+# The first and the longest wait before EAGAIN with nothing in flight is tried again. What is short
+# then, slots lent to other CPUs or kernel memory, comes back within a scheduler tick or not soon.
+_RETRY_FIRST_S: Final = 0.001
+_RETRY_LONGEST_S: Final = 0.064
+
+
+class Submit(Protocol):
+    """Offers a batch to the kernel."""
+
+    def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        """io_submit the batch, the i-th request with first_token + i as its aio_data.
+
+        Puts io_submit's return value and errno into outcome, in the same uninterrupted step as
+        the call. Raises only when nothing was submitted.
+        """
+        ...
+
+
+class OwnedLock(Protocol):
+    """A re-entrant lock that tells whether the calling thread holds it."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """As of `threading.RLock`."""
+        ...
+
+    def release(self) -> None:
+        """As of `threading.RLock`."""
+        ...
+
+    def _is_owned(self) -> bool: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self,
+        t: type[BaseException] | None,
+        v: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
+
+
+class _Anonymous:
+    """The key of a plug that was given none."""
+
+    __slots__ = ()
+
+
+class QueueFullError(BusyError):
+    """There is no room in pending; something has to complete first."""
+
+
+class SubmissionQueue:
+    """Requests on their way to the kernel, and those that it has.
+
+    Usable from several threads, and from inside its own submit function. `lock` guards pending for
+    an instant at a time and may be held by the caller; it is never held across io_submit.
+    """
+
+    __slots__ = (
+        "_continuation",
+        "_due",
+        "_first",
+        "_next_token",
+        "_offered",
+        "_outcome",
+        "_plugs",
+        "_refusal",
+        "_retry_s",
+        "_submit",
+        "_turn",
+        "blocked",
+        "eagain",
+        "in_flight_table",
+        "io_submit_calls",
+        "lock",
+        "max_batch",
+        "max_offer",
+        "max_pending",
+        "nr_events",
+        "pending",
+        "rejected",
+        "submitted",
+        "take",
+    )
+
+    def __init__(
+        self,
+        submit: Submit,
+        *,
+        nr_events: int,
+        max_batch: int = 32,
+        max_pending: int = 16384,
+        max_offer: int = 1024,
+        rejected: deque[Completion] | None = None,
+        continuation: Callable[[], object] | None = None,
+    ) -> None:
+        """submit: see `Submit`. The limits are numbers of requests, from 1 on.
+
+        nr_events: in flight. max_batch: pending while plugged, before they are submitted all the
+        same. max_pending: pending. max_offer: in one io_submit. rejected: where completions go
+        that the kernel made no event for. continuation: called, once per flush, when the bound on
+        passes is reached; it must see to a later `kick`.
+        """
+        for name, limit in (
+            ("nr_events", nr_events),
+            ("max_batch", max_batch),
+            ("max_pending", max_pending),
+            ("max_offer", max_offer),
+        ):
+            if limit < 1:
+                raise ValueError(f"{name} must be 1 at least, not {limit}")
+        self._submit = submit
+        self._continuation = continuation
+        self.nr_events = nr_events
+        self.max_batch = max_batch
+        self.max_pending = max_pending
+        self.max_offer = max_offer
+        self.lock = cast("OwnedLock", RLock())
+        # Who flushes. Taken without waiting, and held across io_submit.
+        self._turn = cast("OwnedLock", RLock())
+        self._due = False
+        #: Taken and not yet offered, in order. To be changed by the queue alone.
+        self.pending: deque[Request] = deque()
+        self.in_flight_table: dict[int, Request] = {}
+        #: take(token) -> Request: it is no longer in flight. KeyError: no such token.
+        self.take = self.in_flight_table.pop
+        self.rejected: deque[Completion] = deque() if rejected is None else rejected
+        self._next_token = 1
+        # The batch that is being offered, the token of its first request, and what the kernel said.
+        self._offered: list[Request] = []
+        self._first = 0
+        self._outcome: list[int] = []
+        self._refusal: RawAIOError | None = None
+        self._retry_s = 0.0
+        # One key for each plug that is not undone. Keys and not a number, so that undoing the same
+        # one again, after an exception from outside, changes nothing.
+        self._plugs: dict[object, None] = {}
+        self.blocked = False
+        self.submitted = 0
+        self.io_submit_calls = 0
+        self.eagain = 0
+
+    # -- what it holds --------------------------------------------------------------------------
+
+    @property
+    def in_queue(self) -> int:
+        """How many requests are pending."""
+        return len(self.pending)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests the kernel has, or is being offered."""
+        return len(self.in_flight_table)
+
+    @property
+    def outstanding(self) -> int:
+        """Pending and in flight together, at one instant."""
+        with self.lock:
+            return len(self.pending) + len(self.in_flight_table)
+
+    @property
+    def plugged(self) -> int:
+        """How many plugs are not undone."""
+        return len(self._plugs)
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds after which `kick` should be called although nothing completes; None: no need."""
+        if self.blocked and not self.in_flight_table and self.pending and not self._plugs:
+            return self._retry_s
+        return None
+
+    def issued(self, token: int) -> bool:
+        """Whether some request had this token; an event with another one is nobody's."""
+        return 0 < token < self._next_token
+
+    # -- in -------------------------------------------------------------------------------------
+
+    def push(self, requests: Sequence[Request]) -> int:
+        """Take all the requests, or raise and take none; submit unless plugged or blocked.
+
+        Can block: in io_submit.
+
+        Raises:
+            BusyError: one is under way already, or there twice.
+            QueueFullError: max_pending would be exceeded (never when nothing is pending).
+            TypeError: not a Request.
+            ClosedError, ForkedError: the queue takes no more.
+        """
+        if self._refusal is not None:
+            raise self._refused()
+        pending = self.pending
+        n = len(requests)
+        if n == 1 and _GIL and len(pending) < self.max_pending:
+            # No call and no loop until the append: no other thread and no signal handler runs in
+            # between, so the lock would only cost time.
+            request = requests[0]
+            if type(request) is Request and request._state is _COMPLETED:
+                submitted = self.submitted
+                try:
+                    request._state = _PENDING
+                    self.submitted = submitted + 1
+                    pending.append(request)
+                except BaseException:
+                    with self.lock:
+                        if request._state is _PENDING and request not in pending:
+                            request._state = _COMPLETED
+                            self.submitted = submitted
+                    raise
+                if not self.blocked and (not self._plugs or len(pending) >= self.max_batch):
+                    self.flush()
+                return 1
+        try:
+            with self.lock:
+                self._take(requests, n)
+        except BaseException as error:
+            self._recover(error)
+            raise
+        if not self.blocked and (not self._plugs or len(pending) >= self.max_batch):
+            self.flush()
+        return n
+
+    def _take(self, requests: Sequence[Request], n: int) -> None:
+        if self._refusal is not None:
+            raise self._refused()
+        pending = self.pending
+        if pending and len(pending) + n > self.max_pending:
+            raise QueueFullError(
+                f"{len(pending)} requests are pending, and at most {self.max_pending} may be"
+            )
+        submitted = self.submitted
+        before: dict[Request, State] = {}
+        looking, feed = iter(requests), iter(requests)
+        try:
+            admit(looking, before)
+            self.submitted = submitted + n
+            pending.extend(feed)
+        except BaseException as error:
+            if length_hint(feed):  # not taken
+                self.submitted = submitted
+                looked_at = n - length_hint(looking) - isinstance(error, Exception)
+                restore(requests[:looked_at], before)
+            raise
+
+    def plug(self, key: object = None) -> None:
+        """Hold requests back until the matching `unplug`, or until max_batch are pending.
+
+        key: makes it a plug of its own, which only `unplug` with the same key undoes.
+        """
+        self._plugs[_Anonymous() if key is None else key] = None
+
+    def unplug(self, key: object = None) -> None:
+        """Undo one `plug`; the outermost submits what is pending. Can block: in io_submit.
+
+        With a key that is not plugged it does nothing.
+
+        Raises:
+            BusyError: nothing is plugged; nothing has changed.
+        """
+        if key is None:
+            key = next((k for k in self._plugs if type(k) is _Anonymous), None)
+            if key is None:
+                raise BusyError("unplug without plug")
+        if key in self._plugs:
+            del self._plugs[key]
+            self.kick()
+
+    def section(self) -> PlugSection:
+        """`plug` and `unplug` as a context manager."""
+        return PlugSection(self)
+
+    def refuse(self, reason: RawAIOError) -> None:
+        """Take no more requests: push raises an error like reason from now on."""
+        self._refusal = reason
+
+    # -- on -------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """Submit what is pending unless plugged, blocked or not: something has changed.
+
+        Can block: in io_submit.
+        """
+        if self.pending and not self._plugs:
+            self.flush()
+
+    def flush(self) -> None:
+        """Offer what is pending to the kernel, until nothing is or it takes no more.
+
+        Also when plugged. Can block: in io_submit. Returns at once when a flush is under way,
+        which then goes on with what is pending now.
+        """
+        self._due = True
+        turn = self._turn
+        if turn._is_owned():
+            return
+        for _ in range(MAX_PASSES):
+            try:
+                if not turn.acquire(False):
+                    return  # that thread looks at _due after it has let go
+                self._due = False
+                self.blocked = False
+                while self.pending and self._offer():
+                    pass
+                turn.release()
+            except BaseException as error:
+                self._recover(error)
+                if turn._is_owned():
+                    self._settle()
+                    self.blocked = bool(self.pending)
+                    turn.release()
+                raise
+            if not self._due:
+                return
+        if self._continuation is not None:
+            self._continuation()
+
+    def _offer(self) -> bool:
+        """Offer one batch. Whether there is reason to offer another."""
+        offered = self._offered
+        with self.lock:
+            pending, in_flight = self.pending, self.in_flight_table
+            n = min(len(pending), self.nr_events - len(in_flight), self.max_offer)
+            if n <= 0:
+                self.blocked = bool(pending)
+                return False
+            self._first = first = self._next_token
+            self._next_token = first + n
+            offered.extend(starmap(pending.popleft, repeat((), n)))
+            offer(offered)
+            in_flight.update(zip(range(first, first + n), offered, strict=True))
+        self.io_submit_calls += 1
+        self._submit(first, offered, self._outcome)
+        return self._settle()
+
+    def _settle(self) -> bool:
+        """Do what the kernel's answer to the last offer says. Whether it takes more.
+
+        Repeated after an exception from outside, it goes on where it was; repeated after that, it
+        changes nothing.
+        """
+        offered, outcome = self._offered, self._outcome
+        if outcome and outcome[0] == len(offered):
+            self._retry_s = 0.0
+            offered.clear()
+            outcome.clear()
+            return True
+        accepted = max(outcome[0], 0) if outcome else 0
+        more = accepted > 0
+        if accepted < len(offered):
+            with self.lock:
+                for token in range(self._first + accepted, self._first + len(offered)):
+                    self.in_flight_table.pop(token, None)
+                for request in offered[accepted:]:
+                    if request.state is State.IN_FLIGHT:
+                        advance((request,), Step.RETURN)
+                if outcome and accepted == 0:
+                    more = self._refused_first(offered, outcome)
+                self.pending.extendleft(starmap(offered.pop, repeat((), len(offered) - accepted)))
+        if accepted:
+            self._retry_s = 0.0
+        offered.clear()
+        outcome.clear()
+        return more
+
+    def _refused_first(self, offered: list[Request], outcome: list[int]) -> bool:
+        if len(outcome) < 2:  # an exception struck behind the step below
+            return False
+        if outcome[0] == 0 or outcome[1] == errno.EAGAIN:
+            self.eagain += 1
+            self.blocked = True
+            if not self.in_flight_table:
+                self._retry_s = min(max(2 * self._retry_s, _RETRY_FIRST_S), _RETRY_LONGEST_S)
+            return False
+        # The request and the errno leave their lists in the one step that makes the completion.
+        self.rejected.extend(
+            map(
+                Completion,
+                zip(
+                    starmap(offered.pop, ((0,),)),
+                    map(neg, starmap(outcome.pop, ((),))),
+                    (0,),
+                    strict=False,
+                ),
+            )
+        )
+        return True
+
+    # -- out ------------------------------------------------------------------------------------
+
+    def withdraw(self, request: Request, res: int) -> bool:
+        """Complete a pending request with res; False, and nothing changes, if it is not pending."""
+        with self.lock:
+            pending = self.pending
+            try:
+                place = pending.index(request)
+            except ValueError:
+                return False
+            completion = Completion((request, res, 0))
+            uninterrupted(
+                (pending.rotate, -place),
+                (pending.popleft,),
+                (pending.rotate, place),
+                (self.rejected.append, completion),
+            )
+            return True
+
+    def _refused(self) -> RawAIOError:
+        assert self._refusal is not None
+        return type(self._refusal)(*self._refusal.args)
+
+    def _recover(self, error: BaseException) -> None:
+        # Only an exception from outside can leave the lock held: one that strikes between the end
+        # of a with-block and its release.
+        if not isinstance(error, Exception):
+            while self.lock._is_owned():
+                self.lock.release()
+
+    def _check(self) -> None:
+        """Assert the invariants; for tests, with nothing under way in other threads."""
+        with self.lock:
+            in_flight = list(self.in_flight_table.values())
+            everything = [*self.pending, *in_flight]
+            assert len(in_flight) <= self.nr_events
+            assert len(set(map(id, everything))) == len(everything)
+            assert not self._offered
+            assert not self._outcome
+            assert all(r.state is State.PENDING for r in self.pending)
+            assert all(r.state is State.IN_FLIGHT for r in in_flight)
+            assert all(map(self.issued, self.in_flight_table))
+            if self.pending and not self._plugs:
+                assert self.blocked
+                assert in_flight or self.retry_in is not None
+
+
+class PlugSection:
+    """A `with` block in which requests are collected; submitted at the outermost exit.
+
+    Sections nest; enter each once. One whose exit an exception from outside kept from running ends
+    when it is collected.
+    """
+
+    __slots__ = ("_key", "_queue")
+
+    def __init__(self, queue: SubmissionQueue) -> None:
+        self._queue = queue
+        self._key = object()
+
+    def __enter__(self) -> Self:
+        self._queue.plug(self._key)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._queue.unplug(self._key)
+
+    def __del__(self) -> None:
+        self._queue.unplug(self._key)

@@ -1,0 +1,841 @@
+"""L1: requests, what became of them, and the iocbs they are made into.
+
+Laws:
+
+- A request is refused here, by TypeError or ValueError, when it could not be right on any file.
+- Only this module writes fields of an iocb.
+- The life cycle is the table `TRANSITIONS`; a step that is not in it raises and changes nothing.
+- From push to completion the request holds a live export of its buffer, and references what its
+  descriptor came from. A buffer that could move (`memory.resizable`) is let go on completion and
+  pinned again by the next push; any other is kept, for the request to be used again at no cost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import struct
+from collections.abc import Sequence
+from enum import Enum, IntEnum
+from functools import cache
+from operator import index, itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
+
+from . import memory, syscalls
+from .errors import BusyError
+from .syscalls import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = [
+    "TRANSITIONS",
+    "Completion",
+    "HasFileno",
+    "IocbSlab",
+    "Request",
+    "State",
+    "Step",
+    "admit",
+    "advance",
+    "complete",
+    "complete_one",
+    "offer",
+    "reopen",
+    "restore",
+]
+
+
+class HasFileno(Protocol):
+    """An object that owns a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+
+class State(IntEnum):
+    """Where a request is."""
+
+    NEW = 0
+    PENDING = 1  # taken, not yet offered to the kernel
+    IN_FLIGHT = 2  # offered to the kernel, not yet completed
+    COMPLETED = 3
+    RELEASED = 4  # completed, and its resizable buffer let go
+
+
+class Step(Enum):
+    """What happens to a request."""
+
+    PUSH = "push"  # given to a queue
+    OFFER = "offer"  # part of an io_submit
+    RETURN = "return"  # not accepted by that io_submit, to be offered again
+    REJECT = "reject"  # completed without having been in flight: refused or cancelled
+    COMPLETE = "complete"  # its event was reaped
+
+
+TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
+    (State.NEW, Step.PUSH): State.PENDING,
+    (State.COMPLETED, Step.PUSH): State.PENDING,
+    (State.RELEASED, Step.PUSH): State.PENDING,
+    (State.PENDING, Step.OFFER): State.IN_FLIGHT,
+    (State.PENDING, Step.REJECT): State.COMPLETED,
+    (State.IN_FLIGHT, Step.RETURN): State.PENDING,
+    (State.IN_FLIGHT, Step.COMPLETE): State.COMPLETED,
+}
+
+_NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
+_UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
+
+_IOCB: Final = struct.Struct("=QIiHhIQQqQII")
+assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
+_OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
+_MAX_OFFSET: Final = (1 << 63) - 1
+_MAX_FD: Final = (1 << 31) - 1
+_MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
+_ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+_POLL: Final = int(Opcode.POLL)
+_SINGLE: Final = frozenset({Opcode.PREAD, Opcode.PWRITE})
+_VECTORED: Final = frozenset({Opcode.PREADV, Opcode.PWRITEV})
+_READS: Final = frozenset({Opcode.PREAD, Opcode.PREADV})
+_TRANSFERS: Final = _SINGLE | _VECTORED
+
+
+class Request:
+    """One operation: what to do, and what to call when it is done.
+
+    Made by `pread`, `pwrite`, `preadv`, `pwritev`, `fsync`, `fdsync` and `poll`. A completed
+    request can be changed by assignment and submitted again; one that is under way cannot.
+
+    `callback` is called with the `Completion`, by the reap that takes it. `user_data` is the
+    caller's own. Both may be assigned at any time.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_anchor",
+        "_buffer",
+        "_events",
+        "_fd",
+        "_fileno",
+        "_image",
+        "_nbytes",
+        "_offset",
+        "_opcode",
+        "_own_iocb",
+        "_pinned_at",
+        "_priority",
+        "_resizable",
+        "_rw_flags",
+        "_state",
+        "callback",
+        "user_data",
+    )
+
+    def __init__(
+        self,
+        opcode: int,
+        fd: int | HasFileno,
+        buffer: ReadableBuffer | Sequence[ReadableBuffer] | None = None,
+        offset: int = 0,
+        *,
+        events: int = 0,
+        rw_flags: int = 0,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> None:
+        """The general form; the constructors named after the opcodes say what each takes.
+
+        Raises:
+            TypeError, ValueError: no request that the kernel could take.
+        """
+        try:
+            self._opcode = Opcode(opcode)
+        except ValueError:
+            known = ", ".join(f"{o.name} {o.value}" for o in Opcode)
+            raise ValueError(f"unknown opcode {opcode!r}; known are {known}") from None
+        self._state = _NEW
+        self._own_iocb: tuple[object, memoryview, int] | None = None
+        self.callback = callback
+        self.user_data = user_data
+        self._fd, self._fileno = fd, _fileno(fd)
+        self._rw_flags = _checked_rw_flags(rw_flags)
+        self._priority = _checked_priority(priority)
+        self._anchor: object = None
+        self._buffer: object = buffer
+        self._nbytes = 0
+        self._pinned_at = 0
+        self._resizable = False
+        self._offset = 0
+        self._events = 0
+        if self._opcode in _TRANSFERS:
+            if events:
+                raise ValueError(f"{self._opcode.name} takes no events")
+            self._offset = _checked_offset(offset)
+            self._pin()
+            if self._resizable:
+                self._anchor = None
+        else:
+            if buffer is not None or offset:
+                raise ValueError(f"{self._opcode.name} takes neither buffer nor offset")
+            if rw_flags:
+                raise ValueError(f"{self._opcode.name} takes no rw_flags")
+            if self._opcode is Opcode.POLL:
+                self._events = self._pinned_at = _checked_events(events)
+            elif events:
+                raise ValueError(f"{self._opcode.name} takes no events")
+        self._encode()
+
+    # -- constructors -------------------------------------------------------------------------
+
+    @classmethod
+    def pread(
+        cls,
+        fd: int | HasFileno,
+        buffer: WriteableBuffer,
+        offset: int,
+        *,
+        rw_flags: int = 0,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Read buffer.nbytes bytes at offset into buffer. Does not enter the kernel.
+
+        fd: a descriptor, or an object with fileno(), which is kept alive. buffer: any writable,
+        contiguous buffer; with O_DIRECT its address, its size and offset must be aligned. offset:
+        bytes, from 0. rw_flags: `RWF` (Linux 4.13 and later). priority: an ioprio value, as of
+        ioprio_set(2) (Linux 4.18).
+
+        Raises:
+            TypeError: fd or buffer of a wrong kind, read-only or not contiguous.
+            ValueError: offset, rw_flags or priority out of range, or more than 0x7ffff000 bytes.
+
+        Source: pread(2), io_submit(2).
+        """
+        return cls(
+            Opcode.PREAD,
+            fd,
+            buffer,
+            offset,
+            rw_flags=rw_flags,
+            priority=priority,
+            callback=callback,
+            user_data=user_data,
+        )
+
+    @classmethod
+    def pwrite(
+        cls,
+        fd: int | HasFileno,
+        buffer: ReadableBuffer,
+        offset: int,
+        *,
+        rw_flags: int = 0,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Write buffer, which may be read-only, at offset. Otherwise as `pread`.
+
+        Source: pwrite(2), io_submit(2).
+        """
+        return cls(
+            Opcode.PWRITE,
+            fd,
+            buffer,
+            offset,
+            rw_flags=rw_flags,
+            priority=priority,
+            callback=callback,
+            user_data=user_data,
+        )
+
+    @classmethod
+    def preadv(
+        cls,
+        fd: int | HasFileno,
+        buffers: Sequence[WriteableBuffer],
+        offset: int,
+        *,
+        rw_flags: int = 0,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Read at offset into the buffers, one after another. At most 1024; else as `pread`.
+
+        Source: preadv(2), io_submit(2).
+        """
+        return cls(
+            Opcode.PREADV,
+            fd,
+            buffers,
+            offset,
+            rw_flags=rw_flags,
+            priority=priority,
+            callback=callback,
+            user_data=user_data,
+        )
+
+    @classmethod
+    def pwritev(
+        cls,
+        fd: int | HasFileno,
+        buffers: Sequence[ReadableBuffer],
+        offset: int,
+        *,
+        rw_flags: int = 0,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Write the buffers, one after another, at offset. At most 1024; else as `pread`.
+
+        Source: pwritev(2), io_submit(2).
+        """
+        return cls(
+            Opcode.PWRITEV,
+            fd,
+            buffers,
+            offset,
+            rw_flags=rw_flags,
+            priority=priority,
+            callback=callback,
+            user_data=user_data,
+        )
+
+    @classmethod
+    def fsync(
+        cls,
+        fd: int | HasFileno,
+        *,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Flush the file's data and metadata (Linux 4.18).
+
+        It is not ordered after writes that are still under way. Files that cannot do it complete
+        with -EINVAL.
+
+        Source: fsync(2), io_submit(2).
+        """
+        return cls(Opcode.FSYNC, fd, priority=priority, callback=callback, user_data=user_data)
+
+    @classmethod
+    def fdsync(
+        cls,
+        fd: int | HasFileno,
+        *,
+        priority: int | None = None,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Flush the file's data, and the metadata needed to read it. Otherwise as `fsync`.
+
+        Source: fdatasync(2), io_submit(2).
+        """
+        return cls(Opcode.FDSYNC, fd, priority=priority, callback=callback, user_data=user_data)
+
+    @classmethod
+    def poll(
+        cls,
+        fd: int | HasFileno,
+        events: int,
+        *,
+        callback: Callable[[Completion], object] | None = None,
+        user_data: object = None,
+    ) -> Request:
+        """Wait once for one of the events, a mask of `select.POLLIN` and others (Linux 4.18).
+
+        `Completion.result` is the mask of what was found, of the events asked for and of POLLERR,
+        POLLHUP and POLLNVAL. The only request that the kernel can cancel. gVisor has none.
+
+        Source: poll(2), io_submit(2).
+        """
+        return cls(Opcode.POLL, fd, events=events, callback=callback, user_data=user_data)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life cycle; RELEASED counts as COMPLETED."""
+        return _COMPLETED if self._state is _RELEASED else self._state
+
+    @property
+    def opcode(self) -> Opcode:
+        """What it does."""
+        return self._opcode
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it asks for, of all its buffers."""
+        return self._nbytes
+
+    @property
+    def offset(self) -> int:
+        """Where in the file, in bytes. Assignable while the request is not under way."""
+        return self._offset
+
+    @offset.setter
+    def offset(self, offset: int) -> None:
+        if self._state in _UNDER_WAY:
+            self._refuse_change()
+        if self._opcode not in _TRANSFERS:
+            raise TypeError(f"{self._opcode.name} has no offset")
+        self._offset = _checked_offset(offset)
+
+    @property
+    def buffer(self) -> object:
+        """The buffer, or the sequence of buffers. Assignable while the request is not under way."""
+        return self._buffer
+
+    @buffer.setter
+    def buffer(self, buffer: ReadableBuffer | Sequence[ReadableBuffer]) -> None:
+        if self._state in _UNDER_WAY:
+            self._refuse_change()
+        if self._opcode not in _TRANSFERS:
+            raise TypeError(f"{self._opcode.name} has no buffer")
+        before, self._buffer = self._buffer, buffer
+        try:
+            self._pin()
+        except (TypeError, ValueError):
+            self._buffer = before
+            raise
+        self._encode()
+        if self._resizable:
+            self._anchor = None
+            if self._state is _COMPLETED:
+                self._state = _RELEASED
+
+    buffers = buffer
+
+    @property
+    def fd(self) -> int | HasFileno:
+        """The descriptor or its owner. Assignable while the request is not under way."""
+        return self._fd
+
+    @fd.setter
+    def fd(self, fd: int | HasFileno) -> None:
+        if self._state in _UNDER_WAY:
+            self._refuse_change()
+        self._fileno = _fileno(fd)
+        self._fd = fd
+        self._encode()
+
+    @property
+    def rw_flags(self) -> int:
+        """`RWF` flags. Assignable while the request is not under way."""
+        return self._rw_flags
+
+    @rw_flags.setter
+    def rw_flags(self, rw_flags: int) -> None:
+        if self._state in _UNDER_WAY:
+            self._refuse_change()
+        if self._opcode not in _TRANSFERS:
+            raise TypeError(f"{self._opcode.name} has no rw_flags")
+        self._rw_flags = _checked_rw_flags(rw_flags)
+        self._encode()
+
+    @property
+    def priority(self) -> int | None:
+        """The ioprio value. Assignable while the request is not under way."""
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: int | None) -> None:
+        if self._state in _UNDER_WAY:
+            self._refuse_change()
+        self._priority = _checked_priority(priority)
+        self._encode()
+
+    def __repr__(self) -> str:
+        what = f"{self._opcode.name.lower()} fd {self._fileno}"
+        if self._opcode in _TRANSFERS:
+            what += f", {self._nbytes} bytes at offset {self._offset}"
+        elif self._opcode is Opcode.POLL:
+            what += f", events {self._events:#x}"
+        return f"<rawaio.Request {what}, {self.state.name}>"
+
+    # -- for the layers above -----------------------------------------------------------------
+
+    def error(self, errno: int) -> OSError:
+        """The `OSError` for this request with that errno; says what was asked for."""
+        return syscalls.kernel_error(errno, self._opcode.name.lower(), repr(self))
+
+    def poll_result(self, res: int) -> int:
+        """A poll's res without the bits that nobody asked for (the kernel adds aliases)."""
+        if self._opcode is Opcode.POLL:
+            return res & (self._events | _ALWAYS_POLLED)
+        return res
+
+    def own_iocb(self) -> tuple[memoryview, int]:
+        """64 bytes that hold an iocb of this request alone, and their address.
+
+        io_cancel finds a request by the address of the iocb it was submitted from.
+        """
+        if self._own_iocb is None:
+            block = (ctypes.c_char * _IOCB.size)()
+            self._own_iocb = block, memoryview(block).cast("B"), ctypes.addressof(block)
+        return self._own_iocb[1:]
+
+    def _refuse_change(self) -> None:
+        raise BusyError(f"{self!r} is under way and cannot be changed")
+
+    def _pin(self) -> None:
+        """Export the buffer, find its address, and make the iovecs."""
+        pin = memory.pin_destination if self._opcode in _READS else memory.pin_source
+        if self._opcode in _SINGLE:
+            address, nbytes, anchor = pin(cast("WriteableBuffer", self._buffer))
+            movable = memory.resizable(self._buffer)
+        else:
+            whole: object = self._buffer
+            if isinstance(whole, (bytes, bytearray, memoryview)) or not isinstance(whole, Sequence):
+                kind = type(cast("object", whole)).__name__
+                raise TypeError(f"{self._opcode.name} takes a sequence of buffers, not {kind}")
+            buffers = cast("Sequence[WriteableBuffer]", whole)
+            if len(buffers) > syscalls.UIO_MAXIOV:
+                raise ValueError(
+                    f"at most {syscalls.UIO_MAXIOV} segments in a request, not {len(buffers)}"
+                )
+            pins = [pin(buffer) for buffer in buffers]
+            iovecs = (syscalls.iovec * len(pins))(
+                *[syscalls.iovec(p.address, p.nbytes) for p in pins]
+            )
+            address, nbytes = ctypes.addressof(iovecs), sum(p.nbytes for p in pins)
+            anchor = iovecs, pins
+            movable = any(map(memory.resizable, buffers))
+        if nbytes > syscalls.MAX_RW_COUNT:
+            raise ValueError(
+                f"the kernel transfers at most {syscalls.MAX_RW_COUNT} bytes a request, "
+                f"not {nbytes}"
+            )
+        self._pinned_at, self._nbytes, self._anchor = address, nbytes, anchor
+        self._resizable = movable
+
+    def _make_ready(self) -> None:
+        """Pin again what was let go; it may have another place and another size now."""
+        if self._resizable and self._anchor is None:
+            before = self._pinned_at, self._nbytes
+            self._pin()
+            if before != (self._pinned_at, self._nbytes):
+                self._encode()
+
+    def _encode(self) -> None:
+        """Make the iocb, but for what `IocbSlab.fill` writes: aio_data, aio_offset, aio_resfd."""
+        if self._opcode in _VECTORED:
+            count = len(cast("Sequence[object]", self._buffer))
+        else:
+            count = self._nbytes
+        flags = syscalls.IOCB_FLAG_RESFD
+        if self._priority is not None:
+            flags |= syscalls.IOCB_FLAG_IOPRIO
+        self._image = _IOCB.pack(
+            0,
+            0,
+            self._rw_flags,
+            self._opcode,
+            self._priority or 0,
+            self._fileno,
+            self._pinned_at,
+            count,
+            0,
+            0,
+            flags,
+            0,
+        )
+
+
+class Completion(tuple[Request, int, int]):
+    """What became of a request: `(request, res, res2)`, immutable.
+
+    Made from one tuple of the three.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def request(self) -> Request:
+            """The request, which may be under way again by now."""
+            ...
+
+        @property
+        def res(self) -> int:
+            """Bytes, 0, a mask of events, or a negative errno, as the kernel gave it."""
+            ...
+
+        @property
+        def res2(self) -> int:
+            """The kernel's second word, 0 for every request of today."""
+            ...
+
+    else:
+        request = property(itemgetter(0), doc="The request, which may be under way again by now.")
+        res = property(itemgetter(1), doc="Bytes, 0, a mask of events, or a negative errno.")
+        res2 = property(itemgetter(2), doc="The kernel's second word, 0 for requests of today.")
+
+    def result(self) -> int:
+        """Bytes transferred, 0 for a sync, the mask for a poll; 64 bits. Does not enter the kernel.
+
+        A short count is the end of the file, a full disk, or a file system that serves less; it
+        is not an error.
+
+        Raises:
+            OSError: the request failed, with its errno; also ECANCELED.
+        """
+        request, res, res2 = self
+        if res2:
+            res = (res2 << 32 | res) & 0xFFFF_FFFF_FFFF_FFFF
+            res -= (res & 1 << 63) << 1
+        if res < 0:
+            raise request.error(-res)
+        return request.poll_result(res)
+
+    def __repr__(self) -> str:
+        return f"<rawaio.Completion res {self[1]}, res2 {self[2]}, of {self[0]!r}>"
+
+
+# -- life cycle --------------------------------------------------------------------------------
+
+
+class _Rule(NamedTuple):
+    sources: tuple[State, ...]
+    target: State
+
+
+_RULES: Final = {
+    step: _Rule(
+        tuple(source for source, s in TRANSITIONS if s is step),
+        next(target for (_, s), target in TRANSITIONS.items() if s is step),
+    )
+    for step in Step
+}
+
+
+def advance(requests: Sequence[Request], step: Step) -> None:
+    """Take all the requests a step further in their life cycle, or none.
+
+    Raises:
+        BusyError: the step is not possible for one of them, or it is there twice; nothing has
+            changed.
+        TypeError: not a Request; nothing has changed. And what pinning a buffer again raises.
+    """
+    sources, target = _RULES[step]
+    states = [r._state for r in requests]
+    if states.count(sources[-1]) != len(states):
+        for request, state in zip(requests, states, strict=True):
+            if state not in sources:
+                raise BusyError(f"{step.value} is not possible: {request!r}")
+    for request in requests:
+        request._state = target
+
+
+def admit(requests: Iterator[Request], before: dict[Request, State]) -> None:
+    """Take the requests to PENDING one by one, with their buffers pinned.
+
+    before gets the states of those that were not COMPLETED; with it `restore` undoes what an
+    exception cut short.
+
+    Raises:
+        BusyError: the last one looked at is under way, or there twice.
+        TypeError: it is not a Request. And what pinning its buffer again raises.
+    """
+    for request in requests:
+        try:
+            state = request._state
+        except AttributeError:
+            raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
+        if state is not _COMPLETED:
+            if state in _UNDER_WAY:
+                raise BusyError(f"{request!r} is under way already, or there twice")
+            before[request] = state
+            request._make_ready()
+        request._state = _PENDING
+
+
+def restore(requests: Iterable[Request], before: dict[Request, State]) -> None:
+    """Undo `admit` for the requests that it looked at and did not refuse."""
+    for request in requests:
+        if request in before or request._state is _PENDING:
+            request._state = before.get(request, _COMPLETED)
+            if request._resizable:
+                request._anchor = None
+
+
+def offer(requests: Iterable[Request]) -> None:
+    """`advance` by OFFER, for requests that are known to be PENDING."""
+    for request in requests:
+        request._state = _IN_FLIGHT
+
+
+def complete(completions: Sequence[Completion], start: int = 0) -> int:
+    """Mark the requests of completions from start on COMPLETED, up to the first with a callback.
+
+    Returns how many completions are marked, from the beginning of the list. May be repeated.
+    """
+    for completion in completions[start:] if start else completions:
+        request = completion[0]
+        if request.callback is not None:
+            return completions.index(completion, start)
+        if request._resizable:
+            request._anchor = None
+            request._state = _RELEASED
+        else:
+            request._state = _COMPLETED
+    return len(completions)
+
+
+def complete_one(request: Request) -> None:
+    """Mark one request COMPLETED, whether or not it has a callback. May be repeated."""
+    if request._resizable:
+        request._anchor = None
+        request._state = _RELEASED
+    else:
+        request._state = _COMPLETED
+
+
+def reopen(completions: Sequence[Completion], start: int) -> None:
+    """Undo `complete` for the completions from start on, which are to be completed again."""
+    for completion in completions[start:]:
+        completion[0]._state = _IN_FLIGHT
+
+
+# -- iocbs -------------------------------------------------------------------------------------
+
+
+# From how many requests on a column is cheaper than a store for each.
+_FEW: Final = 8
+
+
+@cache
+def _ramp(n: int) -> tuple[int, int]:
+    """0, 1, 2, ... and 1, 1, 1, ... as n 64-bit words of one int: columns by arithmetic in C."""
+    return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
+
+
+class IocbSlab:
+    """The iocbs of one io_submit, and the array of their addresses, which never moves.
+
+    The kernel copies both during io_submit, so one slab serves each batch in turn.
+    """
+
+    __slots__ = (
+        "_addresses",
+        "_block",
+        "_bytes",
+        "_halves",
+        "_own",
+        "_pointer_block",
+        "_pointers",
+        "_resfd",
+        "_resfds",
+        "_words",
+        "address",
+        "capacity",
+    )
+
+    def __init__(self, capacity: int, resfd: int) -> None:
+        """capacity: requests in one batch. resfd: the eventfd that each completion signals."""
+        self.capacity = capacity
+        self._block = (ctypes.c_char * (_IOCB.size * capacity))()
+        self._bytes = memoryview(self._block).cast("B")
+        self._words = self._bytes.cast("q")
+        self._halves = self._bytes.cast("I")
+        self._resfd = resfd
+        self._resfds = memoryview(struct.pack("=I", resfd) * capacity).cast("I")
+        base = ctypes.addressof(self._block)
+        self._addresses = [base + _IOCB.size * i for i in range(capacity)]
+        self._pointer_block = (ctypes.c_uint64 * capacity)(*self._addresses)
+        self._pointers = memoryview(self._pointer_block).cast("B").cast("Q")
+        self._own: list[int] = []
+        self.address = ctypes.addressof(self._pointer_block)
+
+    def fill(self, first_token: int, batch: Sequence[Request]) -> None:
+        """Write the iocbs of a batch, whose aio_data count up from first_token."""
+        n = len(batch)
+        if self._own:
+            for i in self._own:
+                self._pointers[i] = self._addresses[i]
+            self._own.clear()
+        words, halves = self._words, self._halves
+        images = b"".join([r._image for r in batch])
+        self._bytes[: len(images)] = images
+        if n <= _FEW:
+            for i, request in enumerate(batch):
+                words[8 * i] = first_token + i
+                words[8 * i + 5] = request._offset
+                halves[16 * i + 15] = self._resfd
+        else:
+            ramp, ones = _ramp(n)
+            tokens = (ramp + first_token * ones).to_bytes(8 * n, "little")
+            words[0 : 8 * n : 8] = memoryview(tokens).cast("q")
+            halves[15 : 16 * n : 16] = self._resfds[:n]
+            i = 5
+            for request in batch:
+                words[i] = request._offset
+                i += 8
+        if _POLL in images[_OPCODE_BYTE :: _IOCB.size]:
+            self._fill_own(batch)
+
+    def _fill_own(self, batch: Sequence[Request]) -> None:
+        for i, request in enumerate(batch):
+            if request._opcode is Opcode.POLL:
+                block, address = request.own_iocb()
+                block[:] = self._bytes[_IOCB.size * i : _IOCB.size * (i + 1)]
+                self._own.append(i)
+                self._pointers[i] = address
+
+
+# -- checks ------------------------------------------------------------------------------------
+
+
+def _fileno(fd: int | HasFileno) -> int:
+    number = fd if isinstance(fd, int) else None
+    if number is None:
+        try:
+            number = cast("HasFileno", fd).fileno()
+        except AttributeError:
+            raise TypeError(
+                f"fd must be an int or have fileno(), not {type(fd).__name__}"
+            ) from None
+    if not 0 <= number <= _MAX_FD:
+        raise ValueError(f"fd must be within 0..2**31-1, not {number}")
+    return number
+
+
+def _checked_offset(offset: int) -> int:
+    if type(offset) is not int:
+        offset = index(offset)
+    if not 0 <= offset <= _MAX_OFFSET:
+        raise ValueError(f"offset must be within 0..2**63-1, not {offset}")
+    return offset
+
+
+def _checked_rw_flags(rw_flags: int) -> int:
+    rw_flags = index(rw_flags)
+    if not 0 <= rw_flags < 1 << 31:
+        raise ValueError(f"rw_flags must be within 0..2**31-1, not {rw_flags}")
+    return rw_flags
+
+
+def _checked_priority(priority: int | None) -> int | None:
+    if priority is None:
+        return None
+    priority = index(priority)
+    if not 0 <= priority <= _MAX_PRIORITY:
+        raise ValueError(f"priority must be within 0..{_MAX_PRIORITY}, not {priority}")
+    return priority
+
+
+def _checked_events(events: int) -> int:
+    events = index(events)
+    if not 0 < events < 1 << 16:
+        raise ValueError(f"events must be a mask of 16 bits with one set at least, not {events}")
+    return events

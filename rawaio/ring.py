@@ -1,0 +1,432 @@
+"""L1: the completion ring, read in user space. All memory ordering of rawaio is in this file.
+
+Facts about the kernel (`fs/aio.c`):
+
+- The context id is the address of the ring, a header of eight 32-bit words and nr events of
+  32 bytes. tail is written by the kernel only; head by user space, or by the kernel inside
+  io_getevents. Both are indices modulo nr; head == tail is empty.
+- `aio_complete()` writes the event, `smp_wmb()`, then tail; and signals the eventfd after that.
+- The kernel overwrites a slot once head has passed it, and believes any head it sees. A head that
+  is wrong for an instant, as the zero that `struct.pack_into` stores first, destroys events.
+
+What this means here:
+
+- R1, the loads of events come after the load of tail. Partner: the `smp_wmb()` above.
+- R2, the store of head comes after the loads of events. Partner: the kernel's load of head, before
+  it hands out slots again.
+- R3, head and tail are accessed as single, aligned 32-bit words: items of a memoryview cast to
+  'I', which CPython copies with a memcpy of four bytes, one load or store on both machines.
+
+`Ordering` says how R1 and R2 are had:
+
+- TSO (x86_64): loads stay in order with loads, and stores behind loads, in hardware. CPython makes
+  each access in a C call of its own, in program order, so no compiler moves them either.
+- FENCE (aarch64, where libatomic is installed): `atomic_thread_fence(seq_cst)`, between the load
+  of tail and the loads of events (R1), and before the store of head (R2).
+- COUNTED (aarch64 otherwise, every request with the context's eventfd): the kernel signals the
+  eventfd after the store of tail, under the lock of the eventfd's wait queue, and a read of the
+  eventfd takes that lock. So a read of N happens after the publication of at least N events, and
+  reaping no more events than the reads have reported needs no barrier for R1. For R2: each word
+  loaded from an event becomes an int by code that branches on its value, and a store does not
+  overtake a branch that it depends on.
+- Otherwise the ring is not usable. A load that depends on a branch is not ordered by it, and a
+  system call is no barrier by itself; so nothing is left to argue with.
+
+An unfenced peek that finds head == tail may always answer "nothing yet".
+
+`SyscallEvents` obeys the same rules of peek, decode and commit through io_getevents, where the
+kernel does all of this itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import struct
+from enum import Enum
+from functools import partial
+from itertools import chain, starmap
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from . import syscalls
+from .errors import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+__all__ = ["CompletionRing", "CompletionSource", "Ordering", "SyscallEvents", "choose_ordering"]
+
+_EVENT: Final = struct.Struct("=QQqq")
+_NR, _HEAD, _TAIL, _MAGIC, _INCOMPAT, _HEADER_LENGTH = 1, 2, 3, 4, 6, 7
+_SEQ_CST: Final = 5  # memory_order_seq_cst of <stdatomic.h>
+_WORD: Final = 8  # bytes of a field of an event
+
+
+class Ordering(Enum):
+    """How the loads and stores of the ring are kept in order; see the module's text."""
+
+    TSO = "x86_64 keeps loads in order, no fence needed"
+    FENCE = "atomic_thread_fence of libatomic"
+    COUNTED = "no more events than the eventfd has counted"
+    NONE = "no means found"
+
+
+class CompletionSource(Protocol):
+    """Completed events in order; the rules of QEMU's peek and commit."""
+
+    def peek(self) -> int:
+        """How many events can be read in one run. Moves nothing."""
+        ...
+
+    def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
+        """data, res and res2 of the first n events of the run that peek found."""
+        ...
+
+    def decode(self, n: int) -> list[tuple[int, int, int, int]]:
+        """(data, obj, res, res2) of the first n events of the run that peek found."""
+        ...
+
+    def commit(self, n: int) -> None:
+        """Give the first n events of the run back to the kernel; they are not read again."""
+        ...
+
+    def advance_and_peek(self, n: int) -> int:
+        """commit(n), then peek()."""
+        ...
+
+    def close(self) -> None:
+        """Drop every view of the kernel's memory; to be called before io_destroy."""
+        ...
+
+
+def choose_ordering(
+    machine: str, *, counted: bool, load_fence: Callable[[], Callable[[], object] | None]
+) -> tuple[Ordering, Callable[[], object] | None]:
+    """The ordering for a machine, and the fence to call for it (FENCE only).
+
+    counted: whether every request signals an eventfd, whose count is given to the ring.
+    """
+    if machine == "x86_64":
+        return Ordering.TSO, None
+    if machine == "aarch64":
+        fence = load_fence()
+        if fence is not None:
+            return Ordering.FENCE, fence
+        if counted:
+            return Ordering.COUNTED, None
+    return Ordering.NONE, None
+
+
+def libatomic_fence() -> Callable[[], object] | None:
+    """A full fence, `atomic_thread_fence(memory_order_seq_cst)`; None without libatomic."""
+    try:
+        # PyDLL: letting go of the GIL would cost more than the fence.
+        fence = ctypes.PyDLL("libatomic.so.1").atomic_thread_fence
+    except (OSError, AttributeError):
+        return None
+    fence.restype = None
+    return partial(fence, ctypes.c_int(_SEQ_CST))
+
+
+class CompletionRing:
+    """The ring of one context: peek, decode, commit. Does not enter the kernel after set-up.
+
+    Use it from one thread at a time. `usable` says whether it may be read at all; `why_not` says
+    why it may not, and then `SyscallEvents` does the same work.
+
+    Safety: ctx_id must be a live context, made in this process, or 0. `close` must come before
+    io_destroy, which unmaps the ring.
+    """
+
+    __slots__ = ("_credit", "_events", "_fence", "_run", "_words", "nr", "ordering", "why_not")
+
+    def __init__(
+        self,
+        ctx_id: int,
+        *,
+        counted: bool = False,
+        ordering: tuple[Ordering, Callable[[], object] | None] | None = None,
+    ) -> None:
+        """Read and validate the header, once.
+
+        counted: the owner reports each read of the eventfd to `credit`. ordering: in place of the
+        one chosen for this machine.
+        """
+        chosen = ordering or choose_ordering(
+            platform.machine(), counted=counted, load_fence=libatomic_fence
+        )
+        self.ordering, self._fence = chosen
+        self._run = 0
+        self._credit = 0
+        self.why_not: str | None
+        self._words: memoryview | _Closed = _CLOSED
+        self._events: memoryview | _Closed = _CLOSED
+        room, access = _mapping(ctx_id)
+        if room < ctypes.sizeof(syscalls.aio_ring) or "r" not in access:
+            self.nr = 0
+            self.why_not = f"nothing readable is mapped at {ctx_id:#x}"
+            return
+        words = _view(ctx_id, 4 * 8, "I")
+        self.nr = words[_NR]
+        self.why_not = _validate(words, room)
+        if self.why_not is None and "w" not in access:
+            self.why_not = "the mapping is read-only, so head cannot be published"
+        if self.why_not is None and self.ordering is Ordering.NONE:
+            self.why_not = (
+                f"no ordering of loads is known for {platform.machine()} "
+                f"(on aarch64, libatomic.so.1 gives one)"
+            )
+        if self.why_not is None:
+            self._words = words
+            self._events = _view(ctx_id + words[_HEADER_LENGTH], _EVENT.size * self.nr, "q")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the ring may be read."""
+        return self.why_not is None
+
+    def credit(self, counted: int) -> None:
+        """Tell the ring that the eventfd has counted so many more events (COUNTED only).
+
+        A negative number takes back what was not an event, or was reaped in another way.
+        """
+        self._credit += counted
+
+    @property
+    def hidden(self) -> bool:
+        """Whether there are events that the eventfd has not yet vouched for (COUNTED only)."""
+        return (
+            self.ordering is Ordering.COUNTED
+            and self._credit <= 0
+            and self._words[_HEAD] != self._words[_TAIL]
+        )
+
+    def peek(self) -> int:
+        """Length of the contiguous run of completed events from head on. Moves nothing.
+
+        Raises:
+            ClosedError: closed, or not usable.
+        """
+        words = self._words
+        head = words[_HEAD]
+        tail = words[_TAIL]  # R1: the loads of events come after this one
+        if head == tail:
+            self._run = 0
+            return 0
+        if self._fence is not None:
+            self._fence()  # R1; pairs with smp_wmb() in aio_complete()
+        nr = self.nr
+        head %= nr  # as the kernel takes it
+        run = tail - head if tail >= head else nr - head
+        if self.ordering is Ordering.COUNTED:
+            run = min(run, max(self._credit, 0))
+        self._run = run
+        return run
+
+    def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
+        """data, res and res2 of the first n events of the run that peek found, as signed ints."""
+        if not 0 <= n <= self._run:
+            self._beyond(n)
+        start = 4 * (self._words[_HEAD] % self.nr)
+        stop = start + 4 * n
+        events = self._events
+        return (
+            events[start:stop:4].tolist(),
+            events[start + 2 : stop : 4].tolist(),
+            events[start + 3 : stop : 4].tolist(),
+        )
+
+    def decode(self, n: int) -> list[tuple[int, int, int, int]]:
+        """(data, obj, res, res2) of the first n events of the run that peek found."""
+        if not 0 <= n <= self._run:
+            self._beyond(n)
+        start = 4 * (self._words[_HEAD] % self.nr)
+        return list(_EVENT.iter_unpack(self._events[start : start + 4 * n].tobytes()))
+
+    def commit(self, n: int) -> None:
+        """Publish head, n events further, by one 32-bit store.
+
+        Raises:
+            ValueError: n is not within the run that peek found; nothing is changed.
+        """
+        if not 0 <= n <= self._run:
+            self._beyond(n)
+        words = self._words
+        head = (words[_HEAD] + n) % self.nr
+        self._run -= n
+        self._credit -= n
+        if self._fence is not None:
+            self._fence()  # R2; pairs with the kernel's load of head in refill_reqs_available()
+        words[_HEAD] = head
+
+    def advance_and_peek(self, n: int) -> int:
+        """commit(n), then peek()."""
+        self.commit(n)
+        return self.peek()
+
+    def close(self) -> None:
+        """Drop every view of the ring. Idempotent."""
+        self._words = self._events = _CLOSED
+        self._run = 0
+        if self.why_not is None:
+            self.why_not = "closed"
+
+    def _beyond(self, n: int) -> NoReturn:
+        raise ValueError(f"{n} events of a run of {self._run}")
+
+
+class SyscallEvents:
+    """The same rules through io_getevents, never waiting. Use it from one thread at a time.
+
+    What one call has brought is kept until it is committed, so that an exception from outside
+    loses nothing.
+    """
+
+    __slots__ = ("_arguments", "_buffer", "_closed", "_events", "_fetched", "_index", "_raw")
+
+    def __init__(self, ctx_id: int, capacity: int = 256) -> None:
+        """capacity: events per system call; 256 are 8 KiB, and more at once gains nothing."""
+        self._buffer = (ctypes.c_char * (_EVENT.size * capacity))()
+        self._events = memoryview(self._buffer).cast("B").cast("q")
+        self._fetched: list[int] = []  # io_getevents' return value and errno, until committed
+        self._index = 0
+        self._closed = False
+        no_wait = syscalls.timespec(0, 0)
+        self._raw = syscalls.raw_syscall()
+        self._arguments = (
+            (
+                ctypes.c_long(syscalls.numbers().io_getevents),
+                ctypes.c_ulong(ctx_id),
+                ctypes.c_long(0),
+                ctypes.c_long(capacity),
+                ctypes.c_void_p(ctypes.addressof(self._buffer)),
+                ctypes.byref(no_wait),
+            ),
+        )
+
+    @property
+    def buffered(self) -> bool:
+        """Whether events that were fetched are not yet committed."""
+        return bool(self._fetched)
+
+    def peek(self) -> int:
+        """How many events there are. Enters the kernel once when none are left from before.
+
+        Raises:
+            OSError: EINVAL, no such context.
+            ClosedError: closed.
+        """
+        if self._closed:
+            _closed()
+        fetched = self._fetched
+        if not fetched:
+            fetched.extend(
+                chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, ((),)))
+            )
+        if fetched[0] < 0:
+            failure = fetched[1]
+            fetched.clear()
+            if failure == errno.EINTR:
+                return 0
+            raise syscalls.kernel_error(failure, "io_getevents")
+        run = fetched[0] - self._index
+        if run == 0:
+            self._index = 0
+            fetched.clear()
+        return run
+
+    def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
+        """data, res and res2 of the first n events, as signed ints."""
+        start, stop = self._span(n)
+        events = self._events
+        return (
+            events[start:stop:4].tolist(),
+            events[start + 2 : stop : 4].tolist(),
+            events[start + 3 : stop : 4].tolist(),
+        )
+
+    def decode(self, n: int) -> list[tuple[int, int, int, int]]:
+        """(data, obj, res, res2) of the first n events."""
+        start, stop = self._span(n)
+        return list(_EVENT.iter_unpack(self._events[start:stop].tobytes()))
+
+    def commit(self, n: int) -> None:
+        """Forget the first n events.
+
+        Raises:
+            ValueError: there are fewer; nothing is changed.
+        """
+        self._span(n)
+        self._index += n
+
+    def advance_and_peek(self, n: int) -> int:
+        """commit(n), then peek()."""
+        self.commit(n)
+        return self.peek()
+
+    def close(self) -> None:
+        """No call after this one enters the kernel. Idempotent."""
+        self._closed = True
+
+    def _span(self, n: int) -> tuple[int, int]:
+        there = self._fetched[0] - self._index if self._fetched else 0
+        if not 0 <= n <= there:
+            raise ValueError(f"cannot take {n} events of {there}")
+        return 4 * self._index, 4 * (self._index + n)
+
+
+class _Closed:
+    """In place of a view that is gone: every access is a clear error and not a fault."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: object) -> NoReturn:
+        _closed()
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        _closed()
+
+
+_CLOSED: Final = _Closed()
+
+
+def _closed() -> NoReturn:
+    raise ClosedError("the completion ring is closed or not usable")
+
+
+def _view(address: int, nbytes: int, code: Literal["I", "q"]) -> memoryview[int]:
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B").cast(code)
+
+
+def _validate(words: memoryview, room: int) -> str | None:
+    """Why a ring with this header cannot be read in room mapped bytes; None when it can."""
+    nr, header_length = words[_NR], words[_HEADER_LENGTH]
+    if words[_MAGIC] != syscalls.AIO_RING_MAGIC:
+        return f"magic is {words[_MAGIC]:#x}, not {syscalls.AIO_RING_MAGIC:#x}"
+    if words[_INCOMPAT] != syscalls.AIO_RING_INCOMPAT_FEATURES:
+        return f"incompat_features is {words[_INCOMPAT]:#x}: a layout that is not known"
+    if header_length < ctypes.sizeof(syscalls.aio_ring) or header_length % _WORD:
+        return f"header_length is {header_length}"
+    if nr < 2:  # one slot is always empty
+        return f"nr is {nr}"
+    if header_length + _EVENT.size * nr > room:
+        return f"nr is {nr}, more than the {room} mapped bytes hold"
+    if words[_TAIL] >= nr:
+        return f"tail is {words[_TAIL]}, not below nr, {nr}"
+    return None
+
+
+def _mapping(address: int) -> tuple[int, str]:
+    """Bytes from address to the end of the mapping that it lies in, and its access ("rw-p")."""
+    try:
+        with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+            for line in maps:
+                limits, access = line.split(maxsplit=2)[:2]
+                start, end = (int(limit, 16) for limit in limits.split("-"))
+                if start <= address < end:
+                    return end - address, access
+    except OSError:
+        pass  # without /proc nothing vouches for the mapping
+    return 0, ""
