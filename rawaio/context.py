@@ -45,7 +45,7 @@ from .ring import CompletionRing, CompletionSource, Ordering, SyscallEvents
 from .syscalls import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -336,8 +336,10 @@ class IOContext:
         queue.flush()
         self._fetch(self._done, None)
         queue.flush()
+        if self._waiters and self._done:
+            self._kernel.nudge()
         if queue.in_queue and queue.in_queue + n > queue.max_pending:
-            self._wait(None)
+            self._wait(None, collecting=True)
 
     # -- out ------------------------------------------------------------------------------------
 
@@ -435,15 +437,15 @@ class IOContext:
         if request.opcode is not Opcode.POLL:
             return False
         with queue.lock:
-            table = queue.in_flight_table
-            token = next((t for t, r in list(table.items()) if r is request), None)
-            if token is None or self._closed:
+            token = next((t for t, r in queue.in_flight_table.items() if r is request), None)
+            if token is None:
                 return False
-            address = request.own_iocb()[1]
+            if token in self._cancelled:
+                return True
             # Marked before, and taken back, so that no exception leaves a cancelled poll unmarked.
             self._cancelled.add(token)
             try:
-                syscalls.io_cancel(self._kernel.ctx_id, address, 0)
+                syscalls.io_cancel(self._kernel.ctx_id, request.own_iocb()[1], 0)
             except OSError:
                 self._cancelled.discard(token)
                 return False
@@ -501,12 +503,8 @@ class IOContext:
                 return
             reason = ClosedError("the context is closed")
             self._queue.refuse(reason)
-            polls = [
-                r for r in list(self._queue.in_flight_table.values()) if r.opcode is Opcode.POLL
-            ]
             if not self._closed:
-                for request in polls:
-                    self.cancel(request)
+                self._cancel_polls()
                 self._reap(sys.maxsize, None, None)
             self._refusal = reason
             with self._queue.lock:
@@ -520,6 +518,15 @@ class IOContext:
                 self._kernel.close_eventfd()
             self._finalizer.detach()
             _live.pop(id(self), None)
+
+    def _cancel_polls(self) -> None:
+        queue = self._queue
+        with queue.turn:  # no poll is on its way to the kernel, where it cannot be cancelled
+            with queue.lock:
+                requests = [*queue.pending, *queue.in_flight_table.values()]
+            for request in requests:
+                if request.opcode is Opcode.POLL:
+                    self.cancel(request)
 
     def __enter__(self) -> Self:
         self._check()
@@ -551,8 +558,10 @@ class IOContext:
         queue = self._queue
         reaped: list[Completion] = []
         deadline = None if timeout is None else time.monotonic() + timeout
-        rounds = 0
         try:
+            # Inside: CPython takes what strikes at a jump back for an exception of the instruction
+            # before the loop.
+            rounds = 0
             while True:
                 calls = queue.io_submit_calls
                 self._gather(reaped, max_nr)
@@ -591,7 +600,8 @@ class IOContext:
     def _gather(self, reaped: list[Completion], max_nr: int | None) -> None:
         """Add to reaped what is completed, and run the callbacks."""
         finished = len(reaped)
-        started: Completion | None = None
+        started: list[Completion | None] = [None]
+        resumed = False
         depth, me = -1, 0
         done = self._done
         try:
@@ -600,8 +610,10 @@ class IOContext:
                     n = len(self._ready)
                     if max_nr is not None:
                         n = min(n, max_nr - finished)
+                    resumed = True
                     reaped.extend(starmap(self._ready.popleft, repeat((), n)))
                 finished = len(reaped)
+                resumed = False
             if done or self._counted or self._depth:
                 self._fetch(done, None)
             else:
@@ -624,17 +636,14 @@ class IOContext:
                 callback = request.callback
                 if callback is not None:
                     self._depth[me] = depth + 1
-                    try:
-                        callback(started := completion)
-                    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
-                        report(error, callback)
+                    _call(callback, completion, started)
                     self._set_depth(me, depth)
                 finished = len(reaped)
         except BaseException as error:
             self._recover(error)
             if depth >= 0:
                 self._set_depth(me, depth)
-            if started is not None and reaped and reaped[-1] is started:
+            if resumed or (reaped and started[0] is reaped[-1]):
                 finished = len(reaped)
             reopen(reaped, finished)
             done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
@@ -705,44 +714,69 @@ class IOContext:
             elif not queue.issued(token):
                 report(RawAIOError(f"an event with unknown token {token}, res {r}"), self)
 
-    def _wait(self, timeout: float | None) -> None:
-        """Sleep until something completes or is to be looked at, or the queue is to be kicked."""
+    def _wait(self, timeout: float | None, *, collecting: bool = False) -> None:
+        """Sleep until something completes or is to be looked at, or the queue is to be kicked.
+
+        collecting: what has completed already is no reason to look.
+        """
         queue = self._queue
         waiter = object()
         try:
             self._waiters.add(waiter)
             # Whoever changes one of these looks for waiters afterwards.
-            if self._closed or self._done or self._ready or not queue.outstanding:
-                return
-            retry = queue.retry_in
-            if retry is not None and (timeout is None or timeout > retry):
-                timeout = retry
-            try:
-                poller = self._pollers.pop()
-            except IndexError:
-                poller = select.poll()
-                poller.register(self._kernel.eventfd, select.POLLIN)
-            self._waits += 1
-            wait_ms = _LONGEST_WAIT_MS
-            if timeout is not None:
-                wait_ms = min(math.ceil(min(timeout, _LONGEST_WAIT_MS) * 1000), wait_ms)
-            if poller.poll(wait_ms):
-                self._kernel.reset()
-            elif retry is not None:
-                queue.flush()
-            self._pollers.append(poller)
-        finally:
-            self._waiters.discard(waiter)
-            if self._closed and not self._waiters:
-                with queue.lock:
-                    self._kernel.close_eventfd()
+            ready = (self._done or self._ready) and not collecting
+            if not (ready or self._closed) and queue.outstanding:
+                retry = queue.retry_in
+                if retry is not None and (timeout is None or timeout > retry):
+                    timeout = retry
+                self._sleep(timeout)
+                if retry is not None:
+                    queue.flush()
+            self._leave(waiter)
+        except BaseException:
+            self._leave(waiter)
+            raise
+
+    def _leave(self, waiter: object) -> None:
+        self._waiters.discard(waiter)
+        if self._closed and not self._waiters:
+            with self._queue.lock:
+                self._kernel.close_eventfd()
+
+    def _sleep(self, timeout: float | None) -> None:
+        try:
+            poller = self._pollers.pop()
+        except IndexError:
+            poller = select.poll()
+            poller.register(self._kernel.eventfd, select.POLLIN)
+        self._waits += 1
+        wait_ms = _LONGEST_WAIT_MS
+        if timeout is not None:
+            wait_ms = math.ceil(min(timeout * 1000, _LONGEST_WAIT_MS))
+        if poller.poll(wait_ms):
+            self._kernel.reset()
+        self._pollers.append(poller)
 
     def _recover(self, error: BaseException) -> None:
         # Only an exception from outside can leave the lock held: one that strikes between the end
         # of a with-block and its release.
         if not isinstance(error, Exception):
+            self._fetching = False
             while self._queue.lock._is_owned():
                 self._queue.lock.release()
+
+
+def _call(
+    callback: Callable[[Completion], object],
+    completion: Completion,
+    started: list[Completion | None],
+) -> None:
+    """Run a callback, and report what it raises. started[0] is the completion once it has begun."""
+    try:
+        # One line and one step: nothing can strike between the store and the callback's beginning.
+        started[0] = completion; callback(completion)  # noqa: E702 # fmt: skip
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+        report(error, callback)
 
 
 class _Raiser:

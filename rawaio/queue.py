@@ -113,7 +113,6 @@ class SubmissionQueue:
         "_refusal",
         "_retry_s",
         "_submit",
-        "_turn",
         "blocked",
         "eagain",
         "in_flight_table",
@@ -127,6 +126,7 @@ class SubmissionQueue:
         "rejected",
         "submitted",
         "take",
+        "turn",
     )
 
     def __init__(
@@ -162,8 +162,8 @@ class SubmissionQueue:
         self.max_pending = max_pending
         self.max_offer = max_offer
         self.lock = cast("OwnedLock", RLock())
-        # Who flushes. Taken without waiting, and held across io_submit.
-        self._turn = cast("OwnedLock", RLock())
+        #: Held by the thread that flushes, across io_submit; a flush never waits for it.
+        self.turn = cast("OwnedLock", RLock())
         self._due = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
         self.pending: deque[Request] = deque()
@@ -336,7 +336,7 @@ class SubmissionQueue:
         which then goes on with what is pending now.
         """
         self._due = True
-        turn = self._turn
+        turn = self.turn
         if turn._is_owned():
             return
         for _ in range(MAX_PASSES):
@@ -489,7 +489,7 @@ class PlugSection:
 
     def __init__(self, queue: SubmissionQueue) -> None:
         self._queue = queue
-        self._key = object()
+        self._key = object()  # the last, and so __del__ can tell that all is there
 
     def __enter__(self) -> Self:
         self._queue.plug(self._key)
@@ -504,4 +504,6 @@ class PlugSection:
         self._queue.unplug(self._key)
 
     def __del__(self) -> None:
-        self._queue.unplug(self._key)
+        key = getattr(self, "_key", None)
+        if key is not None:
+            self._queue.unplug(key)

@@ -496,8 +496,10 @@ class Request:
         else:
             whole: object = self._buffer
             if isinstance(whole, (bytes, bytearray, memoryview)) or not isinstance(whole, Sequence):
-                kind = type(cast("object", whole)).__name__
-                raise TypeError(f"{self._opcode.name} takes a sequence of buffers, not {kind}")
+                raise TypeError(
+                    f"{self._opcode.name} takes a sequence of buffers, "
+                    f"not {type(self._buffer).__name__}"
+                )
             buffers = cast("Sequence[WriteableBuffer]", whole)
             if len(buffers) > syscalls.UIO_MAXIOV:
                 raise ValueError(
