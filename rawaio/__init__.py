@@ -1,10 +1,14 @@
 """Asynchronous disk I/O on Linux for Python, with nothing compiled: native AIO through ctypes."""
 
-from .context import IOContext, Statistics
+from .context import IOContext
 from .errors import BusyError, ClosedError, ForkedError, RawAIOError, UnsupportedError
 from .memory import aligned_buffer
 from .request import Completion, Request, State
 from .syscalls import RWF, Opcode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .statistics import Statistics
 
 __all__ = [
     "RWF",
@@ -23,3 +27,18 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Imported on first use, to keep `import rawaio` quick.
+_LATER = {"Statistics": ".statistics"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

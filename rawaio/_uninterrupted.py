@@ -7,10 +7,15 @@ all, is written as one call of such a function. The standard library has the pie
 `list.extend(starmap(f, ...))` calls f and keeps what it returned before anything can strike.
 """
 
+from __future__ import annotations
+
 from collections import deque
-from collections.abc import Callable
 from itertools import starmap
 from operator import call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["uninterrupted"]
 

@@ -19,7 +19,6 @@ short puts its list into `_ready`, for the next one.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import math
@@ -31,25 +30,27 @@ import time
 import warnings
 import weakref
 from collections import deque
-from dataclasses import dataclass
 from itertools import chain, repeat, starmap
 from operator import index, setitem
-from typing import TYPE_CHECKING, Final
 
 from . import syscalls
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, ClosedError, ForkedError, RawAIOError
 from .queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
 from .request import Completion, IocbSlab, Request, complete, complete_one, reopen
-from .ring import CompletionRing, CompletionSource, Ordering, SyscallEvents
+from .ring import CompletionRing, Ordering, SyscallEvents
 from .syscalls import Opcode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Final, Self
 
-__all__ = ["IOContext", "Statistics"]
+    from .protocols import CompletionSource
+    from .statistics import Statistics
+
+__all__ = ["IOContext"]
 
 # Requests in one io_submit; their iocbs take 64 KiB. More per call gains nothing.
 _MAX_OFFER: Final = 1024
@@ -58,26 +59,6 @@ _MAX_OFFER: Final = 1024
 _MAX_DEPTH: Final = MAX_PASSES
 # poll(2) takes an int; a longer wait is made of several.
 _LONGEST_WAIT_MS: Final = 3_600_000
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a context has done until now. Counts, but for the mechanism.
-
-    `submitted == in_queue + in_flight + completed`, when nothing is going on in other threads.
-    """
-
-    nr_events: int
-    in_queue: int  # taken, not yet offered to the kernel
-    in_flight: int
-    submitted: int  # requests that submit took
-    completed: int  # of these, what has completed, reaped by the caller or not
-    io_submit_calls: int
-    eagain: int  # io_submit calls that took nothing for want of room
-    ring_reaps: int  # completions read from the ring
-    syscall_reaps: int  # completions had by io_getevents
-    waits: int  # times a reap slept
-    mechanism: str  # "ring" or "io_getevents"
 
 
 class _Kernel:
@@ -125,18 +106,22 @@ class _Kernel:
             if self._fds:
                 if self.ring is not None:
                     self.ring.credit(-1)  # before it can be counted
-                with contextlib.suppress(BlockingIOError):  # then it is readable all the same
+                try:
                     os.eventfd_write(self._fds[0], 1)
+                except BlockingIOError:
+                    pass  # the count is as high as it goes, so it is readable all the same
 
     def reset(self) -> None:
         """Make the eventfd unreadable until the next completion."""
         assert self.queue is not None
         with self.queue.lock:
             if self._fds:
-                with contextlib.suppress(BlockingIOError):
+                try:
                     counted = os.eventfd_read(self._fds[0])
-                    if self.ring is not None:
-                        self.ring.credit(counted)
+                except BlockingIOError:
+                    return  # nothing was counted
+                if self.ring is not None:
+                    self.ring.credit(counted)
 
     def destroy(self) -> None:
         """io_destroy, unless that was done. Can block: until the kernel is done with everything."""
@@ -457,6 +442,8 @@ class IOContext:
         Raises:
             ForkedError.
         """
+        from .statistics import Statistics  # noqa: PLC0415 - dataclasses take 10 ms to import
+
         if isinstance(self._refusal, ForkedError):
             self._check()
         queue = self._queue

@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 from array import array
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from collections import namedtuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Any, Final, NamedTuple
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -22,15 +23,19 @@ __all__ = ["Pin", "aligned_buffer", "pin_destination", "pin_source", "resizable"
 
 # A ctypes array of no items holds an export of a buffer of any length, and knows its address.
 _Anchor: Final[Any] = ctypes.c_char * 0
-_addressof: Final = cast("Callable[[object], int]", ctypes.addressof)
 
 
-class Pin(NamedTuple):
-    """The bytes of a buffer, in place for as long as the anchor is referenced."""
+if TYPE_CHECKING:
 
-    address: int
-    nbytes: int
-    anchor: object
+    class Pin(NamedTuple):
+        """The bytes of a buffer, in place for as long as the anchor is referenced."""
+
+        address: int
+        nbytes: int
+        anchor: object
+
+else:
+    Pin = namedtuple("Pin", "address nbytes anchor")  # noqa: PYI024 - typing takes 5 ms to import
 
 
 class _PyBuffer(ctypes.Structure):
@@ -68,7 +73,7 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
     slack = max(alignment - mmap.PAGESIZE, 0)
     # Private: with the default, a shared mapping, parent and forked child would share the bytes.
     pages = mmap.mmap(-1, max(nbytes + slack, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -_addressof(_Anchor.from_buffer(pages)) % alignment if slack else 0
+    start = -ctypes.addressof(_Anchor.from_buffer(pages)) % alignment if slack else 0
     return memoryview(pages)[start : start + nbytes]
 
 
@@ -87,7 +92,7 @@ def pin_destination(buffer: WriteableBuffer) -> Pin:
     if view.readonly:
         raise TypeError(f"cannot read into a read-only {type(buffer).__name__}")
     anchor = _Anchor.from_buffer(buffer)
-    return Pin(_addressof(anchor), view.nbytes, anchor)
+    return Pin(ctypes.addressof(anchor), view.nbytes, anchor)
 
 
 def pin_source(buffer: ReadableBuffer) -> Pin:
@@ -99,10 +104,10 @@ def pin_source(buffer: ReadableBuffer) -> Pin:
     view = _contiguous(buffer)
     if not view.readonly:
         anchor = _Anchor.from_buffer(buffer)
-        return Pin(_addressof(anchor), view.nbytes, anchor)
+        return Pin(ctypes.addressof(anchor), view.nbytes, anchor)
     raw = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), ctypes.c_int(0))
-    address = cast("int | None", raw.buf) or 0
+    address: int = raw.buf or 0
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))
     return Pin(address, view.nbytes, view)  # the view is an export of its own
 

@@ -27,18 +27,20 @@ from collections import deque
 from itertools import repeat, starmap
 from operator import length_hint, neg
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
 from .request import Completion, Request, State, Step, admit, advance, offer, restore
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Final, Protocol, Self
 
-__all__ = ["MAX_PASSES", "OwnedLock", "PlugSection", "QueueFullError", "SubmissionQueue", "Submit"]
+    from .protocols import OwnedLock
+
+__all__ = ["MAX_PASSES", "PlugSection", "QueueFullError", "SubmissionQueue"]
 
 _PENDING, _COMPLETED = State.PENDING, State.COMPLETED
 # Whether threads take turns between bytecodes, and only behind calls and jumps back.
@@ -52,37 +54,18 @@ _RETRY_FIRST_S: Final = 0.001
 _RETRY_LONGEST_S: Final = 0.064
 
 
-class Submit(Protocol):
-    """Offers a batch to the kernel."""
+if TYPE_CHECKING:
 
-    def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
-        """io_submit the batch, the i-th request with first_token + i as its aio_data.
+    class Submit(Protocol):
+        """Offers a batch to the kernel."""
 
-        Puts io_submit's return value and errno into outcome, in the same uninterrupted step as
-        the call. Raises only when nothing was submitted.
-        """
-        ...
+        def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+            """io_submit the batch, the i-th request with first_token + i as its aio_data.
 
-
-class OwnedLock(Protocol):
-    """A re-entrant lock that tells whether the calling thread holds it."""
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """As of `threading.RLock`."""
-        ...
-
-    def release(self) -> None:
-        """As of `threading.RLock`."""
-        ...
-
-    def _is_owned(self) -> bool: ...
-    def __enter__(self) -> bool: ...
-    def __exit__(
-        self,
-        t: type[BaseException] | None,
-        v: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None: ...
+            Puts io_submit's return value and errno into outcome, in the same uninterrupted step as
+            the call. Raises only when nothing was submitted.
+            """
+            ...
 
 
 class _Anonymous:
@@ -140,7 +123,7 @@ class SubmissionQueue:
         rejected: deque[Completion] | None = None,
         continuation: Callable[[], object] | None = None,
     ) -> None:
-        """submit: see `Submit`. The limits are numbers of requests, from 1 on.
+        """submit: see `Submit`, above. The limits are numbers of requests, from 1 on.
 
         nr_events: in flight. max_batch: pending while plugged, before they are submitted all the
         same. max_pending: pending. max_offer: in one io_submit. rejected: where completions go
@@ -161,9 +144,9 @@ class SubmissionQueue:
         self.max_batch = max_batch
         self.max_pending = max_pending
         self.max_offer = max_offer
-        self.lock = cast("OwnedLock", RLock())
+        self.lock = _owned_lock()
         #: Held by the thread that flushes, across io_submit; a flush never waits for it.
-        self.turn = cast("OwnedLock", RLock())
+        self.turn = _owned_lock()
         self._due = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
         self.pending: deque[Request] = deque()
@@ -476,6 +459,11 @@ class SubmissionQueue:
             if self.pending and not self._plugs:
                 assert self.blocked
                 assert in_flight or self.retry_in is not None
+
+
+def _owned_lock() -> OwnedLock:
+    lock: Any = RLock()
+    return lock  # type: ignore[no-any-return]
 
 
 class PlugSection:

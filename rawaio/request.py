@@ -19,21 +19,23 @@ from collections.abc import Sequence
 from enum import Enum, IntEnum
 from functools import cache
 from operator import index, itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from . import memory, syscalls
 from .errors import BusyError
 from .syscalls import Opcode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Final
 
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from .protocols import HasFileno
 
 __all__ = [
     "TRANSITIONS",
     "Completion",
-    "HasFileno",
     "IocbSlab",
     "Request",
     "State",
@@ -46,14 +48,6 @@ __all__ = [
     "reopen",
     "restore",
 ]
-
-
-class HasFileno(Protocol):
-    """An object that owns a descriptor."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        ...
 
 
 class State(IntEnum):
@@ -166,7 +160,7 @@ class Request:
         self._rw_flags = _checked_rw_flags(rw_flags)
         self._priority = _checked_priority(priority)
         self._anchor: object = None
-        self._buffer: object = buffer
+        self._buffer: Any = buffer
         self._nbytes = 0
         self._pinned_at = 0
         self._resizable = False
@@ -491,7 +485,7 @@ class Request:
         """Export the buffer, find its address, and make the iovecs."""
         pin = memory.pin_destination if self._opcode in _READS else memory.pin_source
         if self._opcode in _SINGLE:
-            address, nbytes, anchor = pin(cast("WriteableBuffer", self._buffer))
+            address, nbytes, anchor = pin(self._buffer)
             movable = memory.resizable(self._buffer)
         else:
             whole: object = self._buffer
@@ -500,7 +494,7 @@ class Request:
                     f"{self._opcode.name} takes a sequence of buffers, "
                     f"not {type(self._buffer).__name__}"
                 )
-            buffers = cast("Sequence[WriteableBuffer]", whole)
+            buffers = self._buffer
             if len(buffers) > syscalls.UIO_MAXIOV:
                 raise ValueError(
                     f"at most {syscalls.UIO_MAXIOV} segments in a request, not {len(buffers)}"
@@ -530,10 +524,7 @@ class Request:
 
     def _encode(self) -> None:
         """Make the iocb, but for what `IocbSlab.fill` writes: aio_data, aio_offset, aio_resfd."""
-        if self._opcode in _VECTORED:
-            count = len(cast("Sequence[object]", self._buffer))
-        else:
-            count = self._nbytes
+        count = len(self._buffer) if self._opcode in _VECTORED else self._nbytes
         flags = syscalls.IOCB_FLAG_RESFD
         if self._priority is not None:
             flags |= syscalls.IOCB_FLAG_IOPRIO
@@ -607,13 +598,8 @@ class Completion(tuple[Request, int, int]):
 # -- life cycle --------------------------------------------------------------------------------
 
 
-class _Rule(NamedTuple):
-    sources: tuple[State, ...]
-    target: State
-
-
 _RULES: Final = {
-    step: _Rule(
+    step: (
         tuple(source for source, s in TRANSITIONS if s is step),
         next(target for (_, s), target in TRANSITIONS.items() if s is step),
     )
@@ -799,10 +785,11 @@ class IocbSlab:
 
 
 def _fileno(fd: int | HasFileno) -> int:
-    number = fd if isinstance(fd, int) else None
-    if number is None:
+    if isinstance(fd, int):
+        number = fd
+    else:
         try:
-            number = cast("HasFileno", fd).fileno()
+            number = fd.fileno()
         except AttributeError:
             raise TypeError(
                 f"fd must be an int or have fileno(), not {type(fd).__name__}"

@@ -42,21 +42,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
 import struct
 from enum import Enum
 from functools import partial
 from itertools import chain, starmap
-from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from . import syscalls
 from .errors import ClosedError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import Final, Literal, NoReturn
 
-__all__ = ["CompletionRing", "CompletionSource", "Ordering", "SyscallEvents", "choose_ordering"]
+__all__ = ["CompletionRing", "Ordering", "SyscallEvents", "choose_ordering"]
 
 _EVENT: Final = struct.Struct("=QQqq")
 _NR, _HEAD, _TAIL, _MAGIC, _INCOMPAT, _HEADER_LENGTH = 1, 2, 3, 4, 6, 7
@@ -71,34 +70,6 @@ class Ordering(Enum):
     FENCE = "atomic_thread_fence of libatomic"
     COUNTED = "no more events than the eventfd has counted"
     NONE = "no means found"
-
-
-class CompletionSource(Protocol):
-    """Completed events in order; the rules of QEMU's peek and commit."""
-
-    def peek(self) -> int:
-        """How many events can be read in one run. Moves nothing."""
-        ...
-
-    def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
-        """data, res and res2 of the first n events of the run that peek found."""
-        ...
-
-    def decode(self, n: int) -> list[tuple[int, int, int, int]]:
-        """(data, obj, res, res2) of the first n events of the run that peek found."""
-        ...
-
-    def commit(self, n: int) -> None:
-        """Give the first n events of the run back to the kernel; they are not read again."""
-        ...
-
-    def advance_and_peek(self, n: int) -> int:
-        """commit(n), then peek()."""
-        ...
-
-    def close(self) -> None:
-        """Drop every view of the kernel's memory; to be called before io_destroy."""
-        ...
 
 
 def choose_ordering(
@@ -154,6 +125,8 @@ class CompletionRing:
         counted: the owner reports each read of the eventfd to `credit`. ordering: in place of the
         one chosen for this machine.
         """
+        import platform  # noqa: PLC0415 - 3 ms that a mere import of the package does not need
+
         chosen = ordering or choose_ordering(
             platform.machine(), counted=counted, load_fence=libatomic_fence
         )

@@ -13,21 +13,23 @@ Facts about the kernel, and what they mean here:
   releases the GIL around each call, and is used for that.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
-from collections.abc import Callable
+from collections import namedtuple
 from enum import IntEnum, IntFlag
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, cast
 
 from .errors import UnsupportedError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Never
+    from collections.abc import Callable
+    from typing import Any, Final, NamedTuple, Never, NoReturn
 
 __all__ = [
     "AIO_RING_INCOMPAT_FEATURES",
@@ -56,18 +58,27 @@ __all__ = [
 ]
 
 
-class SyscallNumbers(NamedTuple):
-    """System call numbers of one machine and pointer size."""
+if TYPE_CHECKING:
 
-    io_setup: int
-    io_destroy: int
-    io_getevents: int
-    io_submit: int
-    io_cancel: int
-    io_pgetevents: int
-    eventfd2: int
-    statx: int
-    io_uring_setup: int
+    class SyscallNumbers(NamedTuple):
+        """System call numbers of one machine and pointer size."""
+
+        io_setup: int
+        io_destroy: int
+        io_getevents: int
+        io_submit: int
+        io_cancel: int
+        io_pgetevents: int
+        eventfd2: int
+        statx: int
+        io_uring_setup: int
+
+else:
+    SyscallNumbers = namedtuple(  # noqa: PYI024 - typing takes 5 ms to import
+        "SyscallNumbers",
+        "io_setup io_destroy io_getevents io_submit io_cancel io_pgetevents "
+        "eventfd2 statx io_uring_setup",
+    )
 
 
 # Keyed by machine and pointer size in bytes. The generic table has submit 2, cancel 3, getevents 4.
@@ -231,6 +242,8 @@ def numbers() -> SyscallNumbers:
     Raises:
         UnsupportedError: not Linux, or neither a 64-bit x86_64 nor a 64-bit aarch64 process.
     """
+    import platform  # noqa: PLC0415 - 3 ms that a mere import of the package does not need
+
     machine, pointer_size = platform.machine(), struct.calcsize("P")
     found = _NUMBERS.get((machine, pointer_size))
     if found is None or sys.platform != "linux" or sys.byteorder != "little":
@@ -240,13 +253,6 @@ def numbers() -> SyscallNumbers:
             f"{sys.platform} {machine}; it knows: linux {known}"
         )
     return found
-
-
-class _SyscallFunction(Protocol):
-    restype: Any
-    argtypes: Any
-
-    def __call__(self, *arguments: object) -> int: ...
 
 
 @cache
@@ -262,19 +268,19 @@ def raw_syscall() -> Callable[..., int]:
     a bare int is cut to 32 bits.
     """
     numbers()
-    function = cast("_SyscallFunction", _libc()["syscall"])
+    function: Any = _libc()["syscall"]
     function.restype = ctypes.c_long
-    return function
+    return function  # type: ignore[no-any-return]
 
 
 @cache
 def _typed(*argtypes: type) -> Callable[..., int]:
     numbers()
     # Indexing gives a function object of its own, so its types are nobody else's.
-    function = cast("_SyscallFunction", _libc()["syscall"])
+    function: Any = _libc()["syscall"]
     function.restype = ctypes.c_long
     function.argtypes = (ctypes.c_long, *argtypes)
-    return function
+    return function  # type: ignore[no-any-return]
 
 
 def kernel_error(failure: int, call: str, *notes: str) -> OSError:

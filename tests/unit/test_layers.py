@@ -25,6 +25,7 @@ PACKAGE = "rawaio"
 ORDER = {
     "errors": 0,
     "_uninterrupted": 0,
+    "protocols": 0,
     "syscalls": 0,
     "memory": 0,
     "ring": 1,
@@ -32,6 +33,7 @@ ORDER = {
     "geometry": 2,
     "polling": 2,
     "queue": 2,
+    "statistics": 2,
     "context": 2,
     "bulk": 2,
     "loops": 3,

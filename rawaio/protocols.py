@@ -1,0 +1,71 @@
+"""What the layers ask of each other, for type checkers and for readers.
+
+No module of the core imports this one at run time: `typing` takes longer to import than all of
+rawaio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["CompletionSource", "HasFileno", "OwnedLock"]
+
+
+class HasFileno(Protocol):
+    """An object that owns a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+
+class CompletionSource(Protocol):
+    """Completed events in order; the rules of QEMU's peek and commit."""
+
+    def peek(self) -> int:
+        """How many events can be read in one run. Moves nothing."""
+        ...
+
+    def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
+        """data, res and res2 of the first n events of the run that peek found."""
+        ...
+
+    def decode(self, n: int) -> list[tuple[int, int, int, int]]:
+        """(data, obj, res, res2) of the first n events of the run that peek found."""
+        ...
+
+    def commit(self, n: int) -> None:
+        """Give the first n events of the run back to the kernel; they are not read again."""
+        ...
+
+    def advance_and_peek(self, n: int) -> int:
+        """commit(n), then peek()."""
+        ...
+
+    def close(self) -> None:
+        """Drop every view of the kernel's memory; to be called before io_destroy."""
+        ...
+
+
+class OwnedLock(Protocol):
+    """A re-entrant lock that tells whether the calling thread holds it."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """As of `threading.RLock`."""
+        ...
+
+    def release(self) -> None:
+        """As of `threading.RLock`."""
+        ...
+
+    def _is_owned(self) -> bool: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self,
+        t: type[BaseException] | None,
+        v: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
