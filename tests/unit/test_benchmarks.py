@@ -1,0 +1,227 @@
+"""The arithmetic of the benchmarks, with programs that are no programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import harness, null_requests
+from benchmarks.harness import Program, ProgramError, Ratio
+
+# -- the harness ---------------------------------------------------------------------------------
+
+
+def words(name: str, operations: int) -> list[str]:
+    return [name, str(operations)]
+
+
+def programs(*names: str) -> list[Program]:
+    return [Program(name, partial(words, name), 800) for name in names]
+
+
+def test_starting_does_not_count() -> None:
+    def measure(command: Sequence[str]) -> float:
+        name, operations = command
+        return {"a": 5.0, "b": 0.25}[name] + 0.5 * int(operations)
+
+    assert harness.run(programs("a", "b"), 2, measure) == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
+
+
+def test_each_round_begins_with_another_program() -> None:
+    commands: list[tuple[str, ...]] = []
+    said: list[str] = []
+
+    def measure(command: Sequence[str]) -> float:
+        commands.append(tuple(command))
+        return float(command[1])
+
+    harness.run(programs("a", "b", "c"), 2, measure, said.append)
+    assert [name for name, _ in commands] == list("aabbccbbccaa")
+    assert [operations for _, operations in commands] == ["100", "800"] * 6
+    assert said[0] == "round 1 of 2: a"
+    assert said[-1] == "round 2 of 2: a"
+
+
+def test_no_programs_give_no_figures() -> None:
+    assert harness.run([], 3) == {}
+
+
+def test_noise_in_a_short_run_makes_no_figure_lower() -> None:
+    assert harness.per_operation([1.0, 3.0], [5.0, 6.0], 4) == [1.0, 1.25]
+
+
+def test_too_few_operations_to_measure() -> None:
+    with pytest.raises(ProgramError, match="measure more"):
+        harness.per_operation([1.0], [1.0], 10)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    one, other = [1.0, 4.0, 9.0], [2.0, 2.0, 3.0]
+    assert harness.compare(one, other) == Ratio(0.5, 2.0, 3.0, of_lowest=0.5)
+
+
+positive = st.floats(0.001, 1000)
+
+
+@given(st.lists(st.tuples(positive, positive), min_size=1))
+def test_ratios_are_in_order(pairs: list[tuple[float, float]]) -> None:
+    one, other = [a for a, _ in pairs], [b for _, b in pairs]
+    ratio = harness.compare(one, other)
+    assert ratio.lowest <= ratio.median <= ratio.highest
+    inverse = harness.compare(other, one)
+    assert inverse.lowest == pytest.approx(1 / ratio.highest)
+    assert inverse.of_lowest == pytest.approx(1 / ratio.of_lowest)
+
+
+def test_rounds_that_do_not_belong_together() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        harness.compare([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="no rounds"):
+        harness.compare([], [])
+
+
+def test_the_best_has_the_lowest_figure() -> None:
+    seconds = {"a": [3.0, 3.0], "b": [2.0, 9.0], "c": [1.0]}
+    assert harness.best(seconds, ["a", "b"]) == "b"
+
+
+def test_time_is_that_of_the_program() -> None:
+    assert harness.cpu_seconds([sys.executable, "-S", "-c", "pass"]) > 0
+
+
+def test_a_program_that_fails_is_told_with_its_words() -> None:
+    command = [sys.executable, "-S", "-c", "import sys; sys.exit('cannot')"]
+    with pytest.raises(ProgramError, match="status 1\ncannot"):
+        harness.cpu_seconds(command)
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        harness.cpu_seconds(["/nonexistent/program"])
+
+
+def test_the_machine_is_described() -> None:
+    assert {"machine", "cpus", "kernel", "python"} <= harness.machine().keys()
+
+
+# -- null_requests -------------------------------------------------------------------------------
+
+TRIAL = {
+    "fio/a": [2e-6, 2e-6],
+    "fio/b": [1e-6, 3e-6],
+    "python-libaio/batch": [4e-6, 4e-6],
+}
+SECONDS = {
+    "rawaio/batch/ring": [2e-6, 1e-6],
+    "rawaio/window/ring": [9e-6, 9e-6],
+    "fio/b": [1e-6, 1e-6],
+    "python-libaio/batch": [4e-6, 5e-6],
+}
+
+
+def test_rivals_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "version", no_version)
+    found, missing = null_requests.find_programs()
+    assert {p.name.partition("/")[0] for p in found} == {"rawaio"}
+    assert missing[0] == "fio: not installed"
+    assert "pip install libaio==0.9.5" in missing[1]
+
+
+def test_another_version_of_a_rival_is_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.4")
+    found, missing = null_requests.find_programs()
+    assert {p.name.partition("/")[0] for p in found} == {"rawaio", "fio"}
+    assert missing == ["python-libaio: version 0.9.4 instead of 0.9.5"]
+
+
+def test_every_program_is_run_by_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.5")
+    found, missing = null_requests.find_programs()
+    assert missing == []
+    assert len({p.name for p in found}) == len(found) == 20
+    for program in found:
+        command = list(program.command(640))
+        if program.name.startswith("fio/"):
+            assert command[0] == "fio"
+            assert "--number_ios=640" in command
+            assert ("--userspace_reap" in command) is ("/ring" in program.name)
+            assert ("--gtod_reduce=1" in command) is ("gtod_reduce" in program.name)
+        else:
+            assert command[-3:] == ["--work", program.name, "640"]
+        # A whole number of full batches, so that all do the same.
+        for operations in (program.operations, program.shorter):
+            assert operations % null_requests.DEPTH == 0
+
+
+def test_each_rival_is_represented_by_its_best() -> None:
+    chosen = null_requests.choose(TRIAL)
+    assert chosen == {"fio": "fio/b", "python-libaio": "python-libaio/batch"}
+    report = null_requests.make_report([], chosen, TRIAL, SECONDS)
+    fio, libaio = report.rivals
+    assert fio.ratios == {
+        "rawaio/batch/ring": Ratio(1.0, 1.5, 2.0, of_lowest=1.0),
+        "rawaio/window/ring": Ratio(9.0, 9.0, 9.0, of_lowest=9.0),
+    }
+    assert libaio.ratios["rawaio/batch/ring"].median == pytest.approx(0.35)
+
+
+def test_the_report_is_shown() -> None:
+    chosen = null_requests.choose(TRIAL)
+    lines = null_requests.render(
+        null_requests.make_report(["x: not there"], chosen, TRIAL, SECONDS)
+    ).splitlines()
+    assert "times fio/b (at most 2.5, aim 2.0)" in lines
+    assert "rawaio/batch/ring       1.00     1.50     2.00     1.00    aim" in lines
+    assert "rawaio/window/ring      9.00     9.00     9.00     9.00    OVER" in lines
+    assert "rawaio/batch/ring       0.20     0.35     0.50     0.25    within" in lines
+    assert lines[-1] == "missing: x: not there"
+
+
+def test_without_rivals_there_is_still_a_report() -> None:
+    own = {"rawaio/batch/ring": [1e-6]}
+    report = null_requests.make_report(["fio: not installed"], {}, {}, own)
+    assert report.rivals == []
+    assert "missing: fio" in null_requests.render(report)
+
+
+def test_main_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(found: Sequence[Program], rounds: int, *, say: object) -> dict[str, list[float]]:
+        return {program.name: [1e-6] * rounds for program in found}
+
+    monkeypatch.setattr(harness, "run", run)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
+    file = tmp_path / "report.json"
+    assert null_requests.main(["--quick", "--json", str(file)]) == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert report["benchmark"] == "null_requests"
+    assert report["rivals"][0]["ratios"]["rawaio/batch/ring"]["median"] == 1.0
+    assert len(report["seconds_per_operation"]["rawaio/batch/ring"]) == 5
+    assert "rawaio/batch/ring" in capsys.readouterr().out
+
+
+def test_main_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: object, **kwargs: object) -> None:
+        raise ProgramError("fio: status 1")
+
+    monkeypatch.setattr(harness, "run", run)
+    assert null_requests.main([]) == 1
+    assert capsys.readouterr().err == "null_requests: fio: status 1\n"
