@@ -61,6 +61,9 @@ _MAX_DEPTH: Final = MAX_PASSES
 _LONGEST_WAIT_MS: Final = 3_600_000
 
 
+_ONCE: Final = ((),)  # the arguments of one call without any, for starmap
+
+
 class _Kernel:
     """The context id and the eventfd: what has to be given back, and the last to see to it.
 
@@ -160,11 +163,12 @@ class _Kernel:
 class _Submitter:
     """The queue's way to the kernel."""
 
-    __slots__ = ("_arguments", "_nr", "_raw", "_slab")
+    __slots__ = ("_arguments", "_errno", "_nr", "_raw", "_slab")
 
     def __init__(self, ctx_id: int, slab: IocbSlab) -> None:
         self._slab = slab
         self._raw = syscalls.raw_syscall()
+        self._errno = ctypes.get_errno
         self._nr = ctypes.c_long(0)
         self._arguments = (
             (
@@ -179,7 +183,7 @@ class _Submitter:
         self._slab.fill(first_token, batch)
         self._nr.value = len(batch)
         # The return value and errno are kept before an exception can strike.
-        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, ((),))))
+        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(self._errno, _ONCE)))
 
 
 def _advice(failure: int, nr_events: int) -> list[str]:
@@ -267,6 +271,8 @@ class IOContext:
         self._counted = self._use_ring and self._ring.ordering is Ordering.COUNTED
         if self._counted:
             kernel.ring = self._ring
+        # Whether an empty ring can be told without the lock.
+        self._direct = self._use_ring and not self._counted
         # Completed, and no callback has been run.
         self._done = queue.rejected
         # Completed, callbacks run, and then the reap that had them was cut short.
@@ -496,6 +502,7 @@ class IOContext:
             self._refusal = reason
             with self._queue.lock:
                 self._closed = True
+                self._direct = False
                 self._ring.close()
                 self._by_syscall.close()
             self._kernel.destroy()
@@ -543,7 +550,10 @@ class IOContext:
 
     def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
         queue = self._queue
+        done = self._done
         reaped: list[Completion] = []
+        # How many of them have been marked, and have had their callbacks; -1 is all.
+        finished = 0
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             # Inside: CPython takes what strikes at a jump back for an exception of the instruction
@@ -551,7 +561,19 @@ class IOContext:
             rounds = 0
             while True:
                 calls = queue.io_submit_calls
-                self._gather(reaped, max_nr)
+                if done or self._ready or self._depth or self._counted:
+                    finished = -1
+                    self._gather(reaped, max_nr)
+                    finished = len(reaped)
+                else:
+                    self._fetch(reaped, max_nr)
+                    finished = complete(reaped, finished)
+                    if finished < len(reaped):
+                        # The rest waits its turn where callbacks that reap find it.
+                        done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
+                        finished = -1
+                        self._gather(reaped, max_nr)
+                        finished = len(reaped)
                 if queue.pending:
                     if len(reaped) < min_nr:
                         queue.flush()  # also what is plugged: nobody else may ever unplug it
@@ -568,7 +590,7 @@ class IOContext:
                         continue
                     self._kernel.nudge()
                     break
-                if self._closed or not (self._done or queue.outstanding):
+                if self._closed or not (done or queue.in_flight_table or queue.outstanding):
                     break
                 if queue.io_submit_calls != calls:
                     continue
@@ -576,16 +598,19 @@ class IOContext:
                 if left is not None and left <= 0:
                     break
                 self._wait(left)
-            if self._waiters and (self._done or not queue.outstanding):
+            if self._waiters and (done or not queue.outstanding):
                 self._kernel.nudge()
             return reaped
         except BaseException as error:
             self._recover(error)
+            if finished >= 0:
+                reopen(reaped, finished)
+                done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
             self._ready.extendleft(starmap(reaped.pop, repeat((), len(reaped))))
             raise
 
     def _gather(self, reaped: list[Completion], max_nr: int | None) -> None:
-        """Add to reaped what is completed, and run the callbacks."""
+        """Add to reaped what is completed, one by one, and run the callbacks."""
         finished = len(reaped)
         started: list[Completion | None] = [None]
         resumed = False
@@ -601,20 +626,12 @@ class IOContext:
                     reaped.extend(starmap(self._ready.popleft, repeat((), n)))
                 finished = len(reaped)
                 resumed = False
-            if done or self._counted or self._depth:
-                self._fetch(done, None)
-            else:
-                self._fetch(reaped, max_nr)
-                finished = complete(reaped, finished)
-                if finished == len(reaped):
-                    return
-                # The rest waits its turn where callbacks that reap find it.
-                done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
+            self._fetch(done, None)
             me = threading.get_ident()
             depth = self._depth.get(me, 0)
             while len(reaped) != max_nr:
                 try:
-                    reaped.extend(starmap(done.popleft, ((),)))
+                    reaped.extend(starmap(done.popleft, _ONCE))
                 except IndexError:
                     break
                 completion = reaped[-1]
@@ -645,6 +662,8 @@ class IOContext:
     def _fetch(self, target: list[Completion] | deque[Completion], max_nr: int | None) -> None:
         """Move what has completed from the kernel to target, as long as that is below max_nr."""
         queue = self._queue
+        if self._direct and self._ring.empty:
+            return
         with queue.lock:
             if self._closed or self._fetching:
                 return

@@ -92,6 +92,7 @@ class SubmissionQueue:
         "_next_token",
         "_offered",
         "_outcome",
+        "_overdue",
         "_plugs",
         "_refusal",
         "_retry_s",
@@ -148,6 +149,8 @@ class SubmissionQueue:
         #: Held by the thread that flushes, across io_submit; a flush never waits for it.
         self.turn = _owned_lock()
         self._due = False
+        # Whether the bound on passes was reached, and there was nobody to tell.
+        self._overdue = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
         self.pending: deque[Request] = deque()
         self.in_flight_table: dict[int, Request] = {}
@@ -195,8 +198,11 @@ class SubmissionQueue:
     @property
     def retry_in(self) -> float | None:
         """Seconds after which `kick` should be called although nothing completes; None: no need."""
-        if self.blocked and not self.in_flight_table and self.pending and not self._plugs:
-            return self._retry_s
+        if self.pending and not self._plugs:
+            if self._overdue:
+                return 0.0
+            if self.blocked and not self.in_flight_table:
+                return self._retry_s
         return None
 
     def issued(self, token: int) -> bool:
@@ -276,7 +282,8 @@ class SubmissionQueue:
 
         key: makes it a plug of its own, which only `unplug` with the same key undoes.
         """
-        self._plugs[_Anonymous() if key is None else key] = None
+        with self.lock:
+            self._plugs[_Anonymous() if key is None else key] = None
 
     def unplug(self, key: object = None) -> None:
         """Undo one `plug`; the outermost submits what is pending. Can block: in io_submit.
@@ -286,13 +293,15 @@ class SubmissionQueue:
         Raises:
             BusyError: nothing is plugged; nothing has changed.
         """
-        if key is None:
-            key = next((k for k in self._plugs if type(k) is _Anonymous), None)
+        with self.lock:
             if key is None:
-                raise BusyError("unplug without plug")
-        if key in self._plugs:
+                key = next((k for k in self._plugs if type(k) is _Anonymous), None)
+                if key is None:
+                    raise BusyError("unplug without plug")
+            elif key not in self._plugs:
+                return
             del self._plugs[key]
-            self.kick()
+        self.kick()
 
     def section(self) -> PlugSection:
         """`plug` and `unplug` as a context manager."""
@@ -309,7 +318,8 @@ class SubmissionQueue:
 
         Can block: in io_submit.
         """
-        if self.pending and not self._plugs:
+        # What is being offered may come back.
+        if (self.pending or self._offered) and not self._plugs:
             self.flush()
 
     def flush(self) -> None:
@@ -326,10 +336,15 @@ class SubmissionQueue:
             try:
                 if not turn.acquire(False):
                     return  # that thread looks at _due after it has let go
-                self._due = False
+                self._due = self._overdue = False
                 self.blocked = False
-                while self.pending and self._offer():
-                    pass
+                # What is pushed meanwhile is for the next pass.
+                left = len(self.pending)
+                while left > 0:
+                    gone = self._offer(left)
+                    if gone == 0:
+                        break
+                    left -= gone
                 turn.release()
             except BaseException as error:
                 self._recover(error)
@@ -342,64 +357,72 @@ class SubmissionQueue:
                 return
         if self._continuation is not None:
             self._continuation()
+        else:
+            self._overdue = True
 
-    def _offer(self) -> bool:
-        """Offer one batch. Whether there is reason to offer another."""
-        offered = self._offered
+    def _offer(self, limit: int) -> int:
+        """Offer one batch of at most limit. How many are gone from pending; 0: it is no use."""
+        offered, outcome = self._offered, self._outcome
         with self.lock:
             pending, in_flight = self.pending, self.in_flight_table
-            n = min(len(pending), self.nr_events - len(in_flight), self.max_offer)
+            room = self.nr_events - len(in_flight)
+            n = min(len(pending), limit, room, self.max_offer)
             if n <= 0:
                 self.blocked = bool(pending)
-                return False
+                return 0
             self._first = first = self._next_token
             self._next_token = first + n
-            offered.extend(starmap(pending.popleft, repeat((), n)))
+            if n == 1:
+                offered.append(pending[0])
+                pending.popleft()  # when this is cut off, `_settle` finds the request in both
+            else:
+                offered.extend(starmap(pending.popleft, repeat((), n)))
             offer(offered)
-            in_flight.update(zip(range(first, first + n), offered, strict=True))
+            in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
         self.io_submit_calls += 1
-        self._submit(first, offered, self._outcome)
+        self._submit(first, offered, outcome)
+        if outcome[0] == n:
+            self._retry_s = 0.0
+            offered.clear()
+            outcome.clear()
+            return n
         return self._settle()
 
-    def _settle(self) -> bool:
-        """Do what the kernel's answer to the last offer says. Whether it takes more.
+    def _settle(self) -> int:
+        """Do what the kernel's answer to the last offer says. How many are gone from pending.
 
         Repeated after an exception from outside, it goes on where it was; repeated after that, it
         changes nothing.
         """
         offered, outcome = self._offered, self._outcome
-        if outcome and outcome[0] == len(offered):
-            self._retry_s = 0.0
-            offered.clear()
-            outcome.clear()
-            return True
         accepted = max(outcome[0], 0) if outcome else 0
-        more = accepted > 0
+        gone = accepted
         if accepted < len(offered):
             with self.lock:
+                if self.pending and self.pending[0] is offered[-1]:
+                    offered.pop()
                 for token in range(self._first + accepted, self._first + len(offered)):
                     self.in_flight_table.pop(token, None)
-                for request in offered[accepted:]:
-                    if request.state is State.IN_FLIGHT:
-                        advance((request,), Step.RETURN)
+                back = [r for r in offered[accepted:] if r.state is State.IN_FLIGHT]
+                advance(back, Step.RETURN)
                 if outcome and accepted == 0:
-                    more = self._refused_first(offered, outcome)
+                    gone = self._refused_first(offered, outcome)
                 self.pending.extendleft(starmap(offered.pop, repeat((), len(offered) - accepted)))
         if accepted:
             self._retry_s = 0.0
         offered.clear()
         outcome.clear()
-        return more
+        return gone
 
-    def _refused_first(self, offered: list[Request], outcome: list[int]) -> bool:
+    def _refused_first(self, offered: list[Request], outcome: list[int]) -> int:
         if len(outcome) < 2:  # an exception struck behind the step below
-            return False
+            return 0
         if outcome[0] == 0 or outcome[1] == errno.EAGAIN:
             self.eagain += 1
             self.blocked = True
             if not self.in_flight_table:
                 self._retry_s = min(max(2 * self._retry_s, _RETRY_FIRST_S), _RETRY_LONGEST_S)
-            return False
+            return 0
         # The request and the errno leave their lists in the one step that makes the completion.
         self.rejected.extend(
             map(
@@ -412,7 +435,7 @@ class SubmissionQueue:
                 ),
             )
         )
-        return True
+        return 1
 
     # -- out ------------------------------------------------------------------------------------
 
@@ -431,6 +454,8 @@ class SubmissionQueue:
                 (pending.rotate, place),
                 (self.rejected.append, completion),
             )
+            if not pending:
+                self.blocked = False
             return True
 
     def _refused(self) -> RawAIOError:

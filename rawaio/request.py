@@ -170,7 +170,7 @@ class Request:
             if events:
                 raise ValueError(f"{self._opcode.name} takes no events")
             self._offset = _checked_offset(offset)
-            self._pin()
+            self._pin(buffer)
             if self._resizable:
                 self._anchor = None
         else:
@@ -395,12 +395,7 @@ class Request:
             self._refuse_change()
         if self._opcode not in _TRANSFERS:
             raise TypeError(f"{self._opcode.name} has no buffer")
-        before, self._buffer = self._buffer, buffer
-        try:
-            self._pin()
-        except (TypeError, ValueError):
-            self._buffer = before
-            raise
+        self._pin(buffer)
         self._encode()
         if self._resizable:
             self._anchor = None
@@ -481,36 +476,38 @@ class Request:
     def _refuse_change(self) -> None:
         raise BusyError(f"{self!r} is under way and cannot be changed")
 
-    def _pin(self) -> None:
-        """Export the buffer, find its address, and make the iovecs."""
+    def _pin(self, buffer: object) -> None:
+        """Export a buffer, find its address, and make the iovecs; or raise and change nothing."""
         pin = memory.pin_destination if self._opcode in _READS else memory.pin_source
+        whole: Any = buffer
         if self._opcode in _SINGLE:
-            address, nbytes, anchor = pin(self._buffer)
-            movable = memory.resizable(self._buffer)
+            address, nbytes, anchor = pin(whole)
+            movable = memory.resizable(whole)
         else:
-            whole: object = self._buffer
-            if isinstance(whole, (bytes, bytearray, memoryview)) or not isinstance(whole, Sequence):
+            if isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(
+                buffer, Sequence
+            ):
                 raise TypeError(
-                    f"{self._opcode.name} takes a sequence of buffers, "
-                    f"not {type(self._buffer).__name__}"
+                    f"{self._opcode.name} takes a sequence of buffers, not {type(whole).__name__}"
                 )
-            buffers = self._buffer
-            if len(buffers) > syscalls.UIO_MAXIOV:
+            whole = tuple(whole)  # the caller may change a list
+            if len(whole) > syscalls.UIO_MAXIOV:
                 raise ValueError(
-                    f"at most {syscalls.UIO_MAXIOV} segments in a request, not {len(buffers)}"
+                    f"at most {syscalls.UIO_MAXIOV} segments in a request, not {len(whole)}"
                 )
-            pins = [pin(buffer) for buffer in buffers]
+            pins = [pin(segment) for segment in whole]
             iovecs = (syscalls.iovec * len(pins))(
                 *[syscalls.iovec(p.address, p.nbytes) for p in pins]
             )
             address, nbytes = ctypes.addressof(iovecs), sum(p.nbytes for p in pins)
             anchor = iovecs, pins
-            movable = any(map(memory.resizable, buffers))
+            movable = any(map(memory.resizable, whole))
         if nbytes > syscalls.MAX_RW_COUNT:
             raise ValueError(
                 f"the kernel transfers at most {syscalls.MAX_RW_COUNT} bytes a request, "
                 f"not {nbytes}"
             )
+        self._buffer = whole
         self._pinned_at, self._nbytes, self._anchor = address, nbytes, anchor
         self._resizable = movable
 
@@ -518,7 +515,7 @@ class Request:
         """Pin again what was let go; it may have another place and another size now."""
         if self._resizable and self._anchor is None:
             before = self._pinned_at, self._nbytes
-            self._pin()
+            self._pin(self._buffer)
             if before != (self._pinned_at, self._nbytes):
                 self._encode()
 
@@ -598,31 +595,33 @@ class Completion(tuple[Request, int, int]):
 # -- life cycle --------------------------------------------------------------------------------
 
 
-_RULES: Final = {
-    step: (
-        tuple(source for source, s in TRANSITIONS if s is step),
-        next(target for (_, s), target in TRANSITIONS.items() if s is step),
-    )
-    for step in Step
-}
-
-
 def advance(requests: Sequence[Request], step: Step) -> None:
     """Take all the requests a step further in their life cycle, or none.
 
+    The plain form; `admit`, `offer` and `complete` do the same for whole batches.
+
     Raises:
-        BusyError: the step is not possible for one of them, or it is there twice; nothing has
+        BusyError: the step is not possible for one of them, or one is there twice; nothing has
             changed.
         TypeError: not a Request; nothing has changed. And what pinning a buffer again raises.
     """
-    sources, target = _RULES[step]
-    states = [r._state for r in requests]
-    if states.count(sources[-1]) != len(states):
-        for request, state in zip(requests, states, strict=True):
-            if state not in sources:
-                raise BusyError(f"{step.value} is not possible: {request!r}")
     for request in requests:
-        request._state = target
+        if not isinstance(request, Request):
+            raise TypeError(f"a Request is needed, not {type(request).__name__}")
+        if (request._state, step) not in TRANSITIONS:
+            raise BusyError(f"{step.value} is not possible: {request!r}")
+    if len(set(requests)) != len(requests):
+        raise BusyError("the same request is there twice")
+    if step is Step.PUSH:
+        before: dict[Request, State] = {}
+        try:
+            admit(iter(requests), before)
+        except BaseException:
+            restore(requests, before)
+            raise
+    else:
+        for request in requests:
+            request._state = TRANSITIONS[request._state, step]
 
 
 def admit(requests: Iterator[Request], before: dict[Request, State]) -> None:
@@ -748,11 +747,20 @@ class IocbSlab:
     def fill(self, first_token: int, batch: Sequence[Request]) -> None:
         """Write the iocbs of a batch, whose aio_data count up from first_token."""
         n = len(batch)
+        words, halves = self._words, self._halves
         if self._own:
             for i in self._own:
                 self._pointers[i] = self._addresses[i]
             self._own.clear()
-        words, halves = self._words, self._halves
+        if n == 1:
+            request = batch[0]
+            self._bytes[: _IOCB.size] = request._image
+            words[0] = first_token
+            words[5] = request._offset
+            halves[15] = self._resfd
+            if request._opcode is Opcode.POLL:
+                self._fill_own(batch)
+            return
         images = b"".join([r._image for r in batch])
         self._bytes[: len(images)] = images
         if n <= _FEW:
@@ -794,6 +802,7 @@ def _fileno(fd: int | HasFileno) -> int:
             raise TypeError(
                 f"fd must be an int or have fileno(), not {type(fd).__name__}"
             ) from None
+    number = index(number)
     if not 0 <= number <= _MAX_FD:
         raise ValueError(f"fd must be within 0..2**31-1, not {number}")
     return number

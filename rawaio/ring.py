@@ -170,11 +170,16 @@ class CompletionRing:
     @property
     def hidden(self) -> bool:
         """Whether there are events that the eventfd has not yet vouched for (COUNTED only)."""
-        return (
-            self.ordering is Ordering.COUNTED
-            and self._credit <= 0
-            and self._words[_HEAD] != self._words[_TAIL]
-        )
+        return self.ordering is Ordering.COUNTED and self._credit <= 0 and not self.empty
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to be read yet. Any thread may ask at any time.
+
+        Raises:
+            ClosedError: closed, or not usable.
+        """
+        return self._words[_HEAD] == self._words[_TAIL]
 
     def peek(self) -> int:
         """Length of the contiguous run of completed events from head on. Moves nothing.
@@ -203,8 +208,10 @@ class CompletionRing:
         if not 0 <= n <= self._run:
             self._beyond(n)
         start = 4 * (self._words[_HEAD] % self.nr)
-        stop = start + 4 * n
         events = self._events
+        if n == 1:
+            return [events[start]], [events[start + 2]], [events[start + 3]]
+        stop = start + 4 * n
         return (
             events[start:stop:4].tolist(),
             events[start + 2 : stop : 4].tolist(),
@@ -282,7 +289,7 @@ class SyscallEvents:
     @property
     def buffered(self) -> bool:
         """Whether events that were fetched are not yet committed."""
-        return bool(self._fetched)
+        return bool(self._fetched) and self._fetched[0] > self._index
 
     def peek(self) -> int:
         """How many events there are. Enters the kernel once when none are left from before.
@@ -294,6 +301,9 @@ class SyscallEvents:
         if self._closed:
             _closed()
         fetched = self._fetched
+        if fetched and fetched[0] == self._index:
+            self._index = 0
+            fetched.clear()
         if not fetched:
             fetched.extend(
                 chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, ((),)))
@@ -304,11 +314,7 @@ class SyscallEvents:
             if failure == errno.EINTR:
                 return 0
             raise syscalls.kernel_error(failure, "io_getevents")
-        run = fetched[0] - self._index
-        if run == 0:
-            self._index = 0
-            fetched.clear()
-        return run
+        return fetched[0] - self._index
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events, as signed ints."""
