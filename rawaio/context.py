@@ -54,6 +54,7 @@ __all__ = ["IOContext"]
 
 # Requests in one io_submit; their iocbs take 64 KiB. More per call gains nothing.
 _MAX_OFFER: Final = 1024
+_MAX_NR_EVENTS: Final = (1 << 32) - 1
 # How deep reaps may nest through callbacks, and how many rounds of completions that submit again
 # one reap goes through: QEMU's bound on the same recursion.
 _MAX_DEPTH: Final = MAX_PASSES
@@ -251,6 +252,8 @@ class IOContext:
         ):
             if limit < 1:
                 raise ValueError(f"{name} must be 1 at least, not {limit}")
+        if nr_events > _MAX_NR_EVENTS:
+            raise ValueError(f"nr_events is a 32-bit number, not {nr_events}")
         syscalls.numbers()
         self._refusal: RawAIOError | None = None
         self._kernel = kernel = _Kernel()
@@ -352,7 +355,7 @@ class IOContext:
 
         Raises:
             ValueError: min_nr or timeout negative, max_nr below 1 or below min_nr.
-            BusyError: min_nr above 0 in a callback more than 8 deep.
+            BusyError: min_nr above 0 in a callback that is 8 reaps deep.
             ClosedError, ForkedError.
             OSError: io_getevents failed, which it does not.
         """
@@ -364,9 +367,7 @@ class IOContext:
             raise ValueError(f"max_nr must be 1 and min_nr at least, got {max_nr}")
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, got {timeout}")
-        if self._depth and self._depth.get(threading.get_ident(), 0) >= _MAX_DEPTH:
-            if min_nr:
-                raise BusyError(f"reap waits in a callback, {_MAX_DEPTH} reaps deep")
+        if self._depth and self._too_deep(waits=min_nr > 0):
             return []
         return self._reap(min_nr, max_nr, timeout)
 
@@ -378,6 +379,8 @@ class IOContext:
         Raises: as `reap`.
         """
         self._check()
+        if self._depth and self._too_deep(waits=False):
+            return []
         self._kernel.reset()
         return self._reap(0, None, None)
 
@@ -406,6 +409,8 @@ class IOContext:
         self._check()
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must not be negative, got {timeout}")
+        if self._depth:
+            self._too_deep(waits=True)
         return self._reap(sys.maxsize, None, timeout)
 
     def cancel(self, request: Request) -> bool:
@@ -548,6 +553,14 @@ class IOContext:
         if self._refusal is not None:
             raise type(self._refusal)(*self._refusal.args)
 
+    def _too_deep(self, *, waits: bool) -> bool:
+        """Whether this thread is in a callback of a callback of ...; then waiting is refused."""
+        if self._depth.get(threading.get_ident(), 0) < _MAX_DEPTH:
+            return False
+        if waits:
+            raise BusyError(f"cannot wait in a callback that is {_MAX_DEPTH} reaps deep")
+        return True
+
     def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
         queue = self._queue
         done = self._done
@@ -560,7 +573,7 @@ class IOContext:
             # before the loop.
             rounds = 0
             while True:
-                calls = queue.io_submit_calls
+                moved = queue.moved
                 if done or self._ready or self._depth or self._counted:
                     finished = -1
                     self._gather(reaped, max_nr)
@@ -582,7 +595,7 @@ class IOContext:
                 if len(reaped) == max_nr:
                     break
                 if len(reaped) >= min_nr:
-                    if queue.io_submit_calls == calls:
+                    if queue.moved == moved and not done:
                         break
                     # What was submitted meanwhile, by callbacks too, may have completed at once.
                     rounds += 1
@@ -592,7 +605,7 @@ class IOContext:
                     break
                 if self._closed or not (done or queue.in_flight_table or queue.outstanding):
                     break
-                if queue.io_submit_calls != calls:
+                if queue.moved != moved:
                     continue
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -607,6 +620,8 @@ class IOContext:
                 reopen(reaped, finished)
                 done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
             self._ready.extendleft(starmap(reaped.pop, repeat((), len(reaped))))
+            if self._ready or done:
+                self._kernel.nudge()
             raise
 
     def _gather(self, reaped: list[Completion], max_nr: int | None) -> None:
@@ -629,10 +644,13 @@ class IOContext:
             self._fetch(done, None)
             me = threading.get_ident()
             depth = self._depth.get(me, 0)
-            while len(reaped) != max_nr:
+            # No more than there are now: callbacks may have others refused, and so on for ever.
+            for _ in range(len(done)):
+                if len(reaped) == max_nr:
+                    break
                 try:
                     reaped.extend(starmap(done.popleft, _ONCE))
-                except IndexError:
+                except IndexError:  # a reap inside a callback, or in another thread, took it
                     break
                 completion = reaped[-1]
                 request = completion[0]
@@ -736,8 +754,6 @@ class IOContext:
                 if retry is not None and (timeout is None or timeout > retry):
                     timeout = retry
                 self._sleep(timeout)
-                if retry is not None:
-                    queue.flush()
             self._leave(waiter)
         except BaseException:
             self._leave(waiter)

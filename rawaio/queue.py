@@ -105,6 +105,7 @@ class SubmissionQueue:
         "max_batch",
         "max_offer",
         "max_pending",
+        "moved",
         "nr_events",
         "pending",
         "rejected",
@@ -169,6 +170,8 @@ class SubmissionQueue:
         self._plugs: dict[object, bool] = {}
         self.blocked = False
         self.submitted = 0
+        #: How many requests have left pending by way of io_submit, accepted or refused.
+        self.moved = 0
         self.io_submit_calls = 0
         self.eagain = 0
 
@@ -341,6 +344,7 @@ class SubmissionQueue:
                     if gone == 0:
                         break
                     left -= gone
+                    self.moved += gone
                 turn.release()
             except BaseException as error:
                 self._recover(error)

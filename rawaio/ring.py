@@ -249,7 +249,6 @@ class CompletionRing:
     def close(self) -> None:
         """Drop every view of the ring. Idempotent."""
         self._words = self._events = _CLOSED
-        self._run = 0
         if self.why_not is None:
             self.why_not = "closed"
 
