@@ -106,6 +106,8 @@ class _Kernel:
     def nudge(self) -> None:
         """Make the eventfd readable, so that whoever waits looks again."""
         assert self.queue is not None
+        if self.queue.dead:
+            return
         with self.queue.lock:
             if self._fds:
                 if self.ring is not None:
@@ -147,18 +149,19 @@ class _Kernel:
         """For a context that nobody closed; never run before the kernel is done with its memory."""
         if self.pid != os.getpid():
             return
-        if self._cell[0]:
-            in_flight = 0
-            if self.queue is not None:
-                self.queue.refuse(ClosedError("the context was never closed, and is gone"))
-                in_flight = self.queue.in_flight
+        unclosed, in_flight = bool(self._cell[0]), 0
+        if self.queue is not None:
+            self.queue.refuse(ClosedError("the context was never closed, and is gone"))
+            self.queue.dead = True
+            in_flight = self.queue.in_flight
+        self.destroy()
+        self.close_eventfd()
+        if unclosed:  # the last, because a warning may be an exception
             warnings.warn(
                 f"unclosed rawaio.IOContext, {in_flight} requests in flight",
                 ResourceWarning,
                 stacklevel=2,
             )
-            self.destroy()
-        self.close_eventfd()
 
 
 class _Submitter:
@@ -289,6 +292,7 @@ class IOContext:
         self._pollers: list[select.poll] = []
         self._closing = threading.RLock()
         self._closed = False
+        self._forked = False
         self._ring_reaps = 0
         self._syscall_reaps = 0
         self._waits = 0
@@ -430,6 +434,8 @@ class IOContext:
             self._kernel.nudge()
             queue.kick()
             return True
+        if any(c[0] is request and c[1] == -errno.ECANCELED for c in list(self._done)):
+            return True
         if request.opcode is not Opcode.POLL:
             return False
         with queue.lock:
@@ -515,6 +521,7 @@ class IOContext:
                 self._kernel.nudge()  # the last of them closes the eventfd
             else:
                 self._kernel.close_eventfd()
+            self._queue.dead = True
             self._finalizer.detach()
             _live.pop(id(self), None)
 
@@ -593,6 +600,8 @@ class IOContext:
                     else:
                         queue.kick()
                 if len(reaped) == max_nr:
+                    if not self._direct:
+                        self._kernel.nudge()  # there may be more, and the eventfd be reset
                     break
                 if len(reaped) >= min_nr:
                     if queue.moved == moved and not done:
@@ -660,6 +669,8 @@ class IOContext:
                     self._depth[me] = depth + 1
                     _call(callback, completion, started)
                     self._set_depth(me, depth)
+                    if self._forked:
+                        self._check()
                 finished = len(reaped)
         except BaseException as error:
             self._recover(error)
@@ -687,38 +698,47 @@ class IOContext:
                 return
             self._fetching = True
             try:
-                source: CompletionSource = self._by_syscall
-                if self._use_ring and not (self._counted and self._by_syscall.buffered):
-                    source = self._ring
-                    if self._counted:
-                        self._kernel.reset()
-                n = source.peek()
-                if n == 0 and self._counted and self._ring.hidden:
-                    source = self._by_syscall
-                    n = source.peek()
-                while n:
-                    if max_nr is not None and n > max_nr - len(target):
-                        n = max_nr - len(target)
-                        if n == 0:
-                            break
-                    data, res, res2 = source.columns(n)
-                    try:
-                        if self._cancelled:
-                            raise KeyError
-                        target.extend(
-                            map(Completion, zip(map(queue.take, data), res, res2, strict=True))
-                        )
-                    except KeyError:
-                        self._fetch_one_by_one(target, data, res, res2)
-                    if source is self._ring:
-                        self._ring_reaps += n
-                    else:
-                        self._syscall_reaps += n
-                        if self._counted:
-                            self._ring.credit(-n)
-                    n = source.advance_and_peek(n)
+                if not self._use_ring:
+                    self._move(self._by_syscall, target, max_nr)
+                elif not self._counted:
+                    self._move(self._ring, target, max_nr)
+                else:
+                    if self._by_syscall.buffered:
+                        self._move(self._by_syscall, target, max_nr)
+                    self._kernel.reset()
+                    self._move(self._ring, target, max_nr)
+                    if self._ring.hidden:  # somebody else has read the eventfd
+                        self._move(self._by_syscall, target, max_nr)
             finally:
                 self._fetching = False
+
+    def _move(
+        self,
+        source: CompletionSource,
+        target: list[Completion] | deque[Completion],
+        max_nr: int | None,
+    ) -> None:
+        take = self._queue.take
+        n = source.peek()
+        while n:
+            if max_nr is not None and n > max_nr - len(target):
+                n = max_nr - len(target)
+                if n == 0:
+                    break
+            data, res, res2 = source.columns(n)
+            try:
+                if self._cancelled:
+                    raise KeyError
+                target.extend(map(Completion, zip(map(take, data), res, res2)))  # noqa: B905
+            except KeyError:
+                self._fetch_one_by_one(target, data, res, res2)
+            if source is self._ring:
+                self._ring_reaps += n
+            else:
+                self._syscall_reaps += n
+                if self._counted:
+                    self._ring.credit(-n)
+            n = source.advance_and_peek(n)
 
     def _fetch_one_by_one(
         self,
@@ -747,9 +767,12 @@ class IOContext:
         waiter = object()
         try:
             self._waiters.add(waiter)
+            if self._direct:
+                # Now and not after the sleep: while the disk works, this costs nobody any time.
+                self._kernel.reset()
             # Whoever changes one of these looks for waiters afterwards.
-            ready = (self._done or self._ready) and not collecting
-            if not (ready or self._closed) and queue.outstanding:
+            ready = self._closed or ((self._done or self._ready) and not collecting)
+            if not ready and queue.outstanding and not (self._direct and not self._ring.empty):
                 retry = queue.retry_in
                 if retry is not None and (timeout is None or timeout > retry):
                     timeout = retry
@@ -775,7 +798,7 @@ class IOContext:
         wait_ms = _LONGEST_WAIT_MS
         if timeout is not None:
             wait_ms = math.ceil(min(timeout * 1000, _LONGEST_WAIT_MS))
-        if poller.poll(wait_ms):
+        if poller.poll(wait_ms) and not self._direct:
             self._kernel.reset()
         self._pollers.append(poller)
 
@@ -841,6 +864,7 @@ def _after_fork_in_child() -> None:
         context = reference()
         if context is not None:
             context._refusal = reason
+            context._forked = context._queue.dead = True
             context._queue.refuse(reason)
     _live.clear()
 

@@ -95,9 +95,11 @@ class SubmissionQueue:
         "_overdue",
         "_plugs",
         "_refusal",
+        "_refused_some",
         "_retry_s",
         "_submit",
         "blocked",
+        "dead",
         "eagain",
         "in_flight_table",
         "io_submit_calls",
@@ -129,8 +131,9 @@ class SubmissionQueue:
 
         nr_events: in flight. max_batch: pending while plugged, before they are submitted all the
         same. max_pending: pending. max_offer: in one io_submit. rejected: where completions go
-        that the kernel made no event for. continuation: called, once per flush, when the bound on
-        passes is reached; it must see to a later `kick`.
+        that the kernel made no event for. continuation: called at the end of a flush in which
+        requests were refused, or the bound on passes was reached; it must see to a later look at
+        rejected, and `kick`.
         """
         for name, limit in (
             ("nr_events", nr_events),
@@ -152,6 +155,9 @@ class SubmissionQueue:
         self._due = False
         # Whether the bound on passes was reached, and there was nobody to tell.
         self._overdue = False
+        self._refused_some = False
+        #: Whether the kernel is out of reach for good: nothing is offered any more.
+        self.dead = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
         self.pending: deque[Request] = deque()
         self.in_flight_table: dict[int, Request] = {}
@@ -327,6 +333,8 @@ class SubmissionQueue:
         Also when plugged. Can block: in io_submit. Returns at once when a flush is under way,
         which then goes on with what is pending now.
         """
+        if self.dead:
+            return
         self._due = True
         turn = self.turn
         if turn._is_owned():
@@ -353,6 +361,10 @@ class SubmissionQueue:
                     self.blocked = bool(self.pending)
                     turn.release()
                 raise
+            if self._refused_some:
+                self._refused_some = False
+                if self._continuation is not None:
+                    self._continuation()
             if not self._due:
                 return
         if self._continuation is not None:
@@ -423,6 +435,7 @@ class SubmissionQueue:
             if not self.in_flight_table:
                 self._retry_s = min(max(2 * self._retry_s, _RETRY_FIRST_S), _RETRY_LONGEST_S)
             return 0
+        self._refused_some = True
         # The request and the errno leave their lists in the one step that makes the completion.
         self.rejected.extend(
             map(
