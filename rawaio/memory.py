@@ -71,6 +71,8 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"alignment must be a power of two, got {alignment}")
     slack = max(alignment - mmap.PAGESIZE, 0)
+    if nbytes + slack >= 1 << 63:
+        raise ValueError(f"{nbytes} bytes aligned to {alignment} are more than an address space")
     # Private: with the default, a shared mapping, parent and forked child would share the bytes.
     pages = mmap.mmap(-1, max(nbytes + slack, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = -ctypes.addressof(_Anchor.from_buffer(pages)) % alignment if slack else 0

@@ -348,7 +348,10 @@ def io_submit(ctx_id: int, nr: int, iocbpp: int) -> int:
     """
     submit = _typed(ctypes.c_ulong, ctypes.c_long, ctypes.c_void_p)
     accepted = submit(
-        numbers().io_submit, _unsigned("ctx_id", ctx_id), nr, _unsigned("iocbpp", iocbpp)
+        numbers().io_submit,
+        _unsigned("ctx_id", ctx_id),
+        _signed("nr", nr),
+        _unsigned("iocbpp", iocbpp),
     )
     if accepted < 0:
         _fail("io_submit")
@@ -370,7 +373,12 @@ def io_getevents(ctx_id: int, min_nr: int, nr: int, events: int, timeout: int | 
         ctypes.c_ulong, ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p
     )
     reaped = getevents(
-        numbers().io_getevents, _unsigned("ctx_id", ctx_id), min_nr, nr, events, timeout
+        numbers().io_getevents,
+        _unsigned("ctx_id", ctx_id),
+        _signed("min_nr", min_nr),
+        _signed("nr", nr),
+        _unsigned("events", events),
+        _unsigned("timeout", timeout or 0),
     )
     if reaped < 0:
         _fail("io_getevents")
@@ -389,7 +397,12 @@ def io_cancel(ctx_id: int, iocb: int, result: int) -> None:
     Source: io_cancel(2); Linux 2.5.
     """
     cancel = _typed(ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p)
-    done = cancel(numbers().io_cancel, _unsigned("ctx_id", ctx_id), iocb, result)
+    done = cancel(
+        numbers().io_cancel,
+        _unsigned("ctx_id", ctx_id),
+        _unsigned("iocb", iocb),
+        _unsigned("result", result),
+    )
     if done < 0 and ctypes.get_errno() != errno.EINPROGRESS:
         _fail("io_cancel")
 
@@ -405,9 +418,13 @@ def statx(path: int | str | bytes | os.PathLike[str], flags: int, mask: int) -> 
     Source: statx(2).
     """
     if isinstance(path, int):
+        if not -1 << 31 <= path < 1 << 31:
+            raise ValueError(f"a descriptor must be a 32-bit number, not {path}")
         dirfd, name, flags = path, b"", flags | _AT_EMPTY_PATH
     else:
         dirfd, name = -100, os.fsencode(path)  # AT_FDCWD
+        if b"\0" in name:
+            raise ValueError("embedded null byte in path")
     buffer = ctypes.create_string_buffer(256)
     call = _typed(ctypes.c_long, ctypes.c_char_p, ctypes.c_long, ctypes.c_ulong, ctypes.c_void_p)
     if call(numbers().statx, dirfd, name, flags, mask, ctypes.addressof(buffer)) < 0:
@@ -419,4 +436,10 @@ def _unsigned(name: str, value: int) -> int:
     # ctypes takes any int modulo 2**64; a negative one is never what was meant.
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{name} must be within 0..2**64-1, not {value}")
+    return value
+
+
+def _signed(name: str, value: int) -> int:
+    if not -1 << 63 <= value < 1 << 63:
+        raise ValueError(f"{name} must be a 64-bit number, not {value}")
     return value

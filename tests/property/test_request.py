@@ -1,0 +1,281 @@
+"""The iocbs of all batches against a model, and the life cycle of buffers in any history."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rawaio import BusyError, Completion, Opcode, Request, State, aligned_buffer
+from rawaio.request import IocbSlab, admit, complete_one, offer
+from rawaio.syscalls import iocb, iovec
+
+NO_DEADLINE = settings(deadline=None)  # an emulated machine is slow, not wrong
+
+RESFD = 0x7FFF_FFF0
+CAPACITY = 200
+
+FDS = st.one_of(st.integers(0, 5), st.integers(0, 2**31 - 1))
+OFFSETS = st.one_of(st.integers(0, 9), st.integers(0, 2**63 - 1), st.just(2**63 - 1))
+FLAGS = st.one_of(st.just(0), st.integers(0, 2**31 - 1))
+PRIORITIES = st.one_of(st.none(), st.integers(0, 2**15 - 1))
+TOKENS = st.one_of(st.integers(1, 1000), st.integers(1, 2**62), st.just(2**63 - CAPACITY))
+
+
+@dataclass
+class Model:
+    """What a request was made of; knows what the kernel is to be told."""
+
+    opcode: Opcode
+    fd: int
+    buffers: list[Any]
+    offset: int = 0
+    rw_flags: int = 0
+    priority: int | None = None
+    events: int = 0
+
+    def request(self) -> Request:
+        match self.opcode:
+            case Opcode.PREAD | Opcode.PWRITE:
+                buffer: Any = self.buffers[0]
+            case Opcode.PREADV | Opcode.PWRITEV:
+                buffer = self.buffers
+            case _:
+                buffer = None
+        return Request(
+            self.opcode,
+            self.fd,
+            buffer,
+            self.offset,
+            events=self.events,
+            rw_flags=self.rw_flags,
+            priority=self.priority,
+        )
+
+    def places(self) -> list[tuple[int, int]]:
+        return [place(buffer) for buffer in self.buffers]
+
+    def check(self, it: iocb, token: int) -> None:
+        constant = {
+            "aio_data": token,
+            "aio_key": 0,
+            "aio_rw_flags": self.rw_flags,
+            "aio_lio_opcode": int(self.opcode),
+            "aio_reqprio": self.priority or 0,
+            "aio_fildes": self.fd,
+            "aio_offset": self.offset,
+            "aio_reserved2": 0,
+            "aio_flags": 1 if self.priority is None else 3,
+            "aio_resfd": RESFD,
+        }
+        told = {name: getattr(it, name) for name, *_ in iocb._fields_}
+        memory = told.pop("aio_buf"), told.pop("aio_nbytes")
+        assert told == constant
+        match self.opcode:
+            case Opcode.PREAD | Opcode.PWRITE:
+                assert memory == self.places()[0]
+            case Opcode.PREADV | Opcode.PWRITEV:
+                assert memory[1] == len(self.buffers)
+                vector = [iovec.from_address(memory[0] + 16 * i) for i in range(memory[1])]
+                assert [(v.iov_base, v.iov_len) for v in vector] == self.places()
+            case Opcode.POLL:
+                assert memory == (self.events, 0)
+            case _:
+                assert memory == (0, 0)
+
+
+def place(buffer: Any) -> tuple[int, int]:
+    """Address and size, found without what is under test."""
+    if isinstance(buffer, bytes):
+        # What comes before the bytes of a bytes object is the same for all of them.
+        return id(buffer) + bytes.__basicsize__ - 1, len(buffer)
+    whole = memoryview(buffer)
+    return ctypes.addressof((ctypes.c_char * 0).from_buffer(buffer)), whole.nbytes
+
+
+@st.composite
+def buffers(draw: st.DrawFn, *, writable: bool) -> Any:
+    nbytes = draw(st.integers(0, 40))
+    kinds: list[Any] = [
+        lambda: aligned_buffer(nbytes, 512),
+        lambda: bytearray(nbytes),
+        lambda: array("i", [7] * nbytes),
+        lambda: memoryview(bytearray(nbytes + 3))[3:],
+        ctypes.c_uint16 * nbytes,
+    ]
+    if not writable:
+        kinds.append(lambda: bytes(nbytes))
+    return draw(st.sampled_from(kinds))()
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    opcode = draw(st.sampled_from(Opcode))
+    fd = draw(FDS)
+    if opcode is Opcode.POLL:
+        return Model(opcode, fd, [], events=draw(st.integers(1, 2**16 - 1)))
+    priority = draw(PRIORITIES)
+    if opcode in {Opcode.FSYNC, Opcode.FDSYNC}:
+        return Model(opcode, fd, [], priority=priority)
+    writable = opcode in {Opcode.PREAD, Opcode.PREADV}
+    single = opcode in {Opcode.PREAD, Opcode.PWRITE}
+    most = 1 if single else 4
+    own = draw(st.lists(buffers(writable=writable), min_size=int(single), max_size=most))
+    return Model(opcode, fd, own, draw(OFFSETS), draw(FLAGS), priority)
+
+
+def pointers_of(slab: IocbSlab) -> list[int]:
+    return list((ctypes.c_uint64 * slab.capacity).from_address(slab.address))
+
+
+def check_fill(slab: IocbSlab, token: int, batch: list[tuple[Model, Request]]) -> None:
+    slab.fill(token, [request for _, request in batch])
+    pointers = pointers_of(slab)
+    assert len(set(pointers)) == len(pointers)
+    for i, (model, request) in enumerate(batch):
+        if model.opcode is Opcode.POLL:
+            assert pointers[i] == request.own_iocb()[1]
+        model.check(iocb.from_address(pointers[i]), token + i)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(models(), min_size=1, max_size=5),
+            st.one_of(st.integers(1, 17), st.sampled_from([64, 199, 200])),
+            TOKENS,
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_iocbs_of_every_batch(rounds: list[tuple[list[Model], int, int]]) -> None:
+    slab = IocbSlab(CAPACITY, RESFD)
+    places = pointers_of(slab)
+    for few, n, token in rounds:
+        # A few kinds, over and over, each as requests of their own.
+        batch = [(model, model.request()) for model in (few * n)[:n]]
+        admit(iter([request for _, request in batch]), {})
+        check_fill(slab, token, batch)
+        check_fill(slab, token + 1, batch[::-1])
+        own = {i for i, (model, _) in enumerate(batch[::-1]) if model.opcode is Opcode.POLL}
+        assert [p for i, p in enumerate(pointers_of(slab)) if i not in own] == [
+            p for i, p in enumerate(places) if i not in own
+        ]
+    slab.fill(1, [Request.fsync(0)])
+    assert pointers_of(slab) == places
+
+
+@pytest.mark.parametrize("n", range(1, CAPACITY + 1))
+def test_every_size_of_batch(n: int) -> None:
+    slab = IocbSlab(CAPACITY, RESFD)
+    buffer = aligned_buffer(64)
+    kinds = [
+        Model(Opcode.PWRITE, 3, [buffer], 512),
+        Model(Opcode.PREADV, 4, [buffer, buffer[:7]], 2**63 - 1, 8, 5),
+        Model(Opcode.FSYNC, 5, []),
+    ]
+    if n % 2:
+        kinds.append(Model(Opcode.POLL, 6, [], events=5))
+    batch = [(m, m.request()) for m in (kinds * n)[:n]]
+    check_fill(slab, 2**33, batch)
+    untouched = ctypes.string_at(pointers_of(slab)[CAPACITY - 1], 64)
+    assert n == CAPACITY or untouched == bytes(64)
+
+
+@NO_DEADLINE
+@given(
+    models(),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["offset", "fd", "rw_flags", "priority", "push", "complete"]),
+            st.integers(0, 2**15 - 1),
+        ),
+        max_size=12,
+    ),
+)
+def test_every_history_of_changes(model: Model, steps: list[tuple[str, int]]) -> None:
+    request = model.request()
+    under_way = False
+    slab = IocbSlab(1, RESFD)
+    for step, value in steps:
+        if step == "push":
+            if not under_way:
+                admit(iter([request]), {})
+                under_way = True
+                check_fill(slab, value + 1, [(model, request)])
+        elif step == "complete":
+            if under_way:
+                offer([request])
+                complete_one(request)
+                under_way = False
+        elif under_way:
+            with pytest.raises(BusyError):
+                setattr(request, step, value)
+        elif step in {"offset", "rw_flags"} and not model.buffers and model.opcode.name[-1] != "V":
+            with pytest.raises(TypeError):
+                setattr(request, step, value)
+        else:
+            setattr(request, step, value)
+            setattr(model, step, value)
+            assert getattr(request, step) == value
+    if not under_way:
+        admit(iter([request]), {})
+    check_fill(slab, 7, [(model, request)])
+
+
+@NO_DEADLINE
+@given(
+    st.sampled_from(["pread", "pwrite", "preadv", "pwritev"]),
+    st.lists(st.integers(0, 5000), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_a_buffer_is_held_exactly_while_the_request_is_under_way(
+    name: str, sizes: list[int], vetoed: bool
+) -> None:
+    buffer = bytearray(3)
+    whole: Any = [aligned_buffer(8), buffer] if name.endswith("v") else buffer
+    request: Request = getattr(Request, name)(1, whole, 0)
+    for size in sizes:
+        buffer[:] = bytes(size)
+        admit(iter([request]), {})
+        with pytest.raises(BufferError):
+            buffer.append(1)
+        model = Model(request.opcode, 1, list(whole) if name.endswith("v") else [buffer])
+        check_fill(IocbSlab(1, RESFD), 1, [(model, request)])
+        assert request.nbytes == size + (8 if name.endswith("v") else 0)
+        if vetoed:
+            with pytest.raises(BusyError):
+                request.offset = 5
+        offer([request])
+        complete_one(request)
+        assert request.state is State.COMPLETED
+    buffer.append(1)
+
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@NO_DEADLINE
+@given(INT64, INT64)
+@example(0, 0)
+@example(-1, 0)
+@example(0, -1)
+@example(0, 1)
+def test_results_are_composed_as_c_does_it(res: int, res2: int) -> None:
+    # QEMU: (ssize_t)(((uint64_t)ev->res2 << 32) | ev->res)
+    upper = ctypes.c_uint64(ctypes.c_uint64(res2).value << 32).value
+    expected = ctypes.c_int64(upper | ctypes.c_uint64(res).value).value
+    completion = Completion((Request.fsync(1), res, res2))
+    if expected >= 0:
+        assert completion.result() == expected
+    elif expected >= -(2**31):  # what is no errno in C either is nobody's business
+        with pytest.raises(OSError, match="fsync: ") as caught:
+            completion.result()
+        assert caught.value.errno == -expected
