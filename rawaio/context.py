@@ -385,7 +385,12 @@ class IOContext:
         self._check()
         if self._depth and self._too_deep(waits=False):
             return []
-        self._kernel.reset()
+        try:
+            self._kernel.reset()
+        except BaseException as error:
+            self._recover(error)
+            self._kernel.nudge()  # what it was reset for has not been looked at
+            raise
         return self._reap(0, None, None)
 
     @property
@@ -569,69 +574,80 @@ class IOContext:
         return True
 
     def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
-        queue = self._queue
         done = self._done
         reaped: list[Completion] = []
         # How many of them have been marked, and have had their callbacks; -1 is all.
-        finished = 0
-        deadline = None if timeout is None else time.monotonic() + timeout
+        finished = [0]
         try:
-            # Inside: CPython takes what strikes at a jump back for an exception of the instruction
-            # before the loop.
-            rounds = 0
-            while True:
-                moved = queue.moved
-                if done or self._ready or self._depth or self._counted:
-                    finished = -1
-                    self._gather(reaped, max_nr)
-                    finished = len(reaped)
-                else:
-                    self._fetch(reaped, max_nr)
-                    finished = complete(reaped, finished)
-                    if finished < len(reaped):
-                        # The rest waits its turn where callbacks that reap find it.
-                        done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
-                        finished = -1
-                        self._gather(reaped, max_nr)
-                        finished = len(reaped)
-                if queue.pending:
-                    if len(reaped) < min_nr:
-                        queue.flush()  # also what is plugged: nobody else may ever unplug it
-                    else:
-                        queue.kick()
-                if len(reaped) == max_nr:
-                    if not self._direct:
-                        self._kernel.nudge()  # there may be more, and the eventfd be reset
-                    break
-                if len(reaped) >= min_nr:
-                    if queue.moved == moved and not done:
-                        break
-                    # What was submitted meanwhile, by callbacks too, may have completed at once.
-                    rounds += 1
-                    if rounds < MAX_PASSES:
-                        continue
-                    self._kernel.nudge()
-                    break
-                if self._closed or not (done or queue.in_flight_table or queue.outstanding):
-                    break
-                if queue.moved != moved:
-                    continue
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                self._wait(left)
-            if self._waiters and (done or not queue.outstanding):
-                self._kernel.nudge()
+            self._go_round(reaped, finished, min_nr, max_nr, timeout)
             return reaped
         except BaseException as error:
             self._recover(error)
-            if finished >= 0:
-                reopen(reaped, finished)
-                done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished)))
+            if finished[0] >= 0:
+                reopen(reaped, finished[0])
+                done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished[0])))
             self._ready.extendleft(starmap(reaped.pop, repeat((), len(reaped))))
-            if self._ready or done:
+            if self._ready or done or self._waiters:
                 self._kernel.nudge()
             raise
+
+    def _go_round(
+        self,
+        reaped: list[Completion],
+        finished: list[int],
+        min_nr: int,
+        max_nr: int | None,
+        timeout: float | None,
+    ) -> None:
+        # A function of its own: CPython does not look for the handler of a try around a loop when
+        # an exception from outside strikes at the jump back.
+        queue = self._queue
+        done = self._done
+        deadline = None if timeout is None else time.monotonic() + timeout
+        rounds = 0
+        before = queue.moved
+        while True:
+            moved = queue.moved
+            if done or self._ready or self._depth or self._counted:
+                finished[0] = -1
+                self._gather(reaped, max_nr)
+            else:
+                finished[0] = len(reaped)
+                self._fetch(reaped, max_nr)
+                finished[0] = complete(reaped, finished[0])
+                if finished[0] < len(reaped):
+                    # The rest waits its turn where callbacks that reap find it.
+                    done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished[0])))
+                    finished[0] = -1
+                    self._gather(reaped, max_nr)
+            if queue.pending:
+                if len(reaped) < min_nr:
+                    queue.flush()  # also what is plugged: nobody else may ever unplug it
+                else:
+                    queue.kick()
+            if len(reaped) == max_nr:
+                self._kernel.nudge()  # there may be more, and the eventfd be reset
+                break
+            if len(reaped) >= min_nr:
+                if queue.moved == moved and not done:
+                    break
+                # What was submitted meanwhile, by callbacks too, may have completed at once.
+                rounds += 1
+                if rounds < MAX_PASSES:
+                    continue
+                self._kernel.nudge()
+                break
+            if self._closed or not (done or queue.in_flight_table or queue.outstanding):
+                break
+            if queue.moved != moved:
+                continue
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self._wait(left)
+        # Others may wait for a completion, for the last one, or for room in pending.
+        if self._waiters and (done or queue.moved != before or not queue.outstanding):
+            self._kernel.nudge()
 
     def _gather(self, reaped: list[Completion], max_nr: int | None) -> None:
         """Add to reaped what is completed, one by one, and run the callbacks."""
@@ -667,6 +683,8 @@ class IOContext:
                 callback = request.callback
                 if callback is not None:
                     self._depth[me] = depth + 1
+                    if self._waiters and done:
+                        self._kernel.nudge()  # the callback may take its time
                     _call(callback, completion, started)
                     self._set_depth(me, depth)
                     if self._forked:
@@ -767,12 +785,9 @@ class IOContext:
         waiter = object()
         try:
             self._waiters.add(waiter)
-            if self._direct:
-                # Now and not after the sleep: while the disk works, this costs nobody any time.
-                self._kernel.reset()
             # Whoever changes one of these looks for waiters afterwards.
             ready = self._closed or ((self._done or self._ready) and not collecting)
-            if not ready and queue.outstanding and not (self._direct and not self._ring.empty):
+            if not ready and queue.outstanding:
                 retry = queue.retry_in
                 if retry is not None and (timeout is None or timeout > retry):
                     timeout = retry
@@ -798,7 +813,7 @@ class IOContext:
         wait_ms = _LONGEST_WAIT_MS
         if timeout is not None:
             wait_ms = math.ceil(min(timeout * 1000, _LONGEST_WAIT_MS))
-        if poller.poll(wait_ms) and not self._direct:
+        if poller.poll(wait_ms):
             self._kernel.reset()
         self._pollers.append(poller)
 

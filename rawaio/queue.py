@@ -343,16 +343,7 @@ class SubmissionQueue:
             try:
                 if not turn.acquire(False):
                     return  # that thread looks at _due after it has let go
-                self._due = self._overdue = False
-                self.blocked = False
-                # What is pushed meanwhile is for the next pass.
-                left = len(self.pending)
-                while left > 0:
-                    gone = self._offer(left)
-                    if gone == 0:
-                        break
-                    left -= gone
-                    self.moved += gone
+                self._pass()
                 turn.release()
             except BaseException as error:
                 self._recover(error)
@@ -371,6 +362,20 @@ class SubmissionQueue:
             self._continuation()
         else:
             self._overdue = True
+
+    def _pass(self) -> None:
+        # A function of its own: CPython 3.13 does not look for the handler of a try around a loop
+        # when an exception from outside strikes at the jump back.
+        self._due = self._overdue = False
+        self.blocked = False
+        # What is pushed meanwhile is for the next pass.
+        left = len(self.pending)
+        while left > 0:
+            gone = self._offer(left)
+            if gone == 0:
+                break
+            left -= gone
+            self.moved += gone
 
     def _offer(self, limit: int) -> int:
         """Offer one batch of at most limit. How many are gone from pending; 0: it is no use."""

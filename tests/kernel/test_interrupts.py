@@ -238,6 +238,7 @@ def eaten(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("history", HISTORIES)
 def test_every_line(history: Callable[[World], None], world: World) -> None:
     n = 0
+    previous = sys.gettrace()  # that of a coverage measurement
     while True:
         n += 1
         world.begin()
@@ -246,7 +247,7 @@ def test_every_line(history: Callable[[World], None], world: World) -> None:
         try:
             world.run(history)
         finally:
-            sys.settrace(None)
+            sys.settrace(previous)
         try:
             _verify(world)
         except BaseException as error:
@@ -303,6 +304,11 @@ def tripper(tmp_path_factory: pytest.TempPathFactory) -> ctypes.PyDLL:
         pytest.skip(f"this interpreter does not load the tracer: {error}")
 
 
+def _ask_for_instructions() -> None:
+    """CPython 3.12 has events of instructions only once some frame has asked for them."""
+    sys._getframe().f_trace_opcodes = True
+
+
 @pytest.mark.parametrize("history", HISTORIES)
 def test_wherever_the_interpreter_delivers_it(
     history: Callable[[World], None], world: World, tripper: ctypes.PyDLL
@@ -312,6 +318,8 @@ def test_wherever_the_interpreter_delivers_it(
     package = ctypes.c_char_p(_PACKAGE.encode())
     ctypes.c_void_p.in_dll(tripper, "package").value = ctypes.cast(package, ctypes.c_void_p).value
     set_trace = ctypes.pythonapi.PyEval_SetTrace
+    _ask_for_instructions()
+    previous = sys.gettrace()
     struck, n = 0, 0
     while True:
         n += 1
@@ -322,6 +330,7 @@ def test_wherever_the_interpreter_delivers_it(
             world.run(history)
         finally:
             set_trace(None, None)
+            sys.settrace(previous)
         struck += world.struck_in is not None
         try:
             _verify(world)

@@ -1,0 +1,203 @@
+"""IOContext closed while other threads use it. The limits only end what hangs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import rawaio
+from rawaio import Completion, Request
+from tests.context_support import (
+    LIMIT_S,
+    Pipe,
+    Threads,
+    new_context,
+    requests,
+    results,
+    sleeper,
+    together,
+)
+
+_Pipes = Callable[[int], list[Pipe]]
+_NR_THREADS = 4
+
+
+def _write(fd: int) -> Request:
+    return Request.pwrite(fd, b"x", 0)
+
+
+@pytest.mark.parametrize("min_nr", [1, 2, 1000])
+def test_close_while_others_wait(
+    ctx: rawaio.IOContext, pipes: _Pipes, threads: Threads, min_nr: int
+) -> None:
+    polls = [pipe.poll() for pipe in pipes(2)]
+    called: list[Completion] = []
+    for poll in polls:
+        poll.callback = called.append
+    ctx.submit(*polls)
+    asleep = sleeper(ctx)
+    reaped: list[Completion] = []
+
+    def wait() -> None:
+        try:
+            reaped.extend(ctx.reap(min_nr=min_nr))
+        except rawaio.ClosedError:
+            pass
+
+    for _ in range(3):
+        threads.start(wait)
+    assert asleep.wait(LIMIT_S)
+    fd = ctx.fileno()
+    ctx.close()
+    threads.join()
+    assert Counter(requests(called)) == Counter(polls)
+    assert set(results(called)) == {-errno.ECANCELED}
+    assert len(reaped) <= 2
+    assert not ctx._waiters
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_close_from_several_threads(ctx: rawaio.IOContext, null: int, threads: Threads) -> None:
+    called: list[Completion] = []
+    for _ in range(3):
+        request = _write(null)
+        request.callback = called.append
+        ctx.submit(request)
+    together(threads, *[ctx.close] * _NR_THREADS)
+    assert ctx.closed
+    assert len(called) == 3
+
+
+def test_close_while_others_submit_and_reap(kind: str, null: int, threads: Threads) -> None:
+    for _ in range(5):
+        ctx = new_context(kind, nr_events=4)
+        called: list[Completion] = []
+        taken: list[Request] = []
+        begun = threading.Barrier(3, timeout=LIMIT_S)
+
+        def work(
+            ctx: rawaio.IOContext = ctx,
+            called: list[Completion] = called,
+            taken: list[Request] = taken,
+            begun: threading.Barrier = begun,
+        ) -> None:
+            begun.wait()
+            try:
+                while True:
+                    request = _write(null)
+                    request.callback = called.append
+                    ctx.submit(request)
+                    taken.append(request)
+                    ctx.reap(min_nr=1)
+            except rawaio.ClosedError:
+                pass
+
+        threads.start(work)
+        threads.start(work)
+        begun.wait()
+        ctx.close()
+        threads.join()
+        assert Counter(requests(called)) == Counter(taken)
+
+
+def test_close_while_others_look(kind: str, null: int, threads: Threads) -> None:
+    """Whoever looks into the ring at that moment finds it there, or is told."""
+    for _ in range(20):
+        ctx = new_context(kind, nr_events=4)
+        begun = threading.Barrier(3, timeout=LIMIT_S)
+
+        def look(ctx: rawaio.IOContext = ctx, begun: threading.Barrier = begun) -> None:
+            begun.wait()
+            try:
+                while True:
+                    ctx.reap()
+            except rawaio.ClosedError:
+                pass
+
+        threads.start(look)
+        threads.start(look)
+        begun.wait()
+        ctx.close()
+        threads.join()
+
+
+class SlowWords:
+    """The ring's header, as seen by a thread that is held up inside its first access."""
+
+    def __init__(self, ctx: rawaio.IOContext, words: Any) -> None:
+        self.ctx, self.words = ctx, words
+        self.inside, self.destroyed = threading.Event(), threading.Event()
+        self.too_late = False
+
+    def __getitem__(self, i: int) -> Any:
+        if not self.inside.is_set():
+            self.inside.set()
+            self.destroyed.wait(0.2)  # whoever destroys it may have to wait for this access
+            self.too_late = self.destroyed.is_set()
+        return 0 if self.too_late else self.words[i]
+
+    def __setitem__(self, i: int, value: int) -> None:
+        self.words[i] = value
+
+
+@pytest.mark.skipif(
+    getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="with a GIL no thread is held up between fetching the view and reading from it",
+)
+def test_the_ring_is_not_unmapped_under_a_thread_that_looks_into_it(
+    ctx: rawaio.IOContext, threads: Threads
+) -> None:
+    if ctx.statistics().mechanism != "ring":
+        pytest.skip("the ring is not looked into")
+    words = SlowWords(ctx, ctx._ring._words)
+    ctx._ring._words = words  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    kernel = type(ctx._kernel)
+    destroy = kernel.destroy
+
+    def observed(self: Any) -> None:
+        destroy(self)
+        words.destroyed.set()
+
+    def look() -> None:
+        with suppress(rawaio.ClosedError):
+            ctx.reap()
+
+    threads.start(look)
+    assert words.inside.wait(LIMIT_S)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "destroy", observed)
+        ctx.close()
+    threads.join()
+    assert not words.too_late
+
+
+def test_the_eventfd_is_closed_once(
+    monkeypatch: pytest.MonkeyPatch, ctx: rawaio.IOContext, threads: Threads
+) -> None:
+    """By close, or by the last that waits, and not by both: its number may be another's then."""
+    fd = ctx.fileno()
+    closes: list[int] = []
+    real = os.close
+
+    def close(number: int) -> None:
+        if number == fd:
+            closes.append(number)
+            if len(closes) == 1:
+                # A thread that was about to wait, and now sees that it is too late.
+                threads.start(ctx._wait, None)
+                threads._threads[-1].join(0.2)  # it may be made to wait until fd is closed
+        real(number)
+
+    monkeypatch.setattr(os, "close", close)
+    ctx.close()
+    threads.join()
+    assert closes == [fd]
