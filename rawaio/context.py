@@ -19,7 +19,6 @@ short puts its list into `_ready`, for the next one.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
 import os
@@ -27,15 +26,15 @@ import select
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
-from itertools import chain, repeat, starmap
-from operator import index, setitem
+from functools import partial
+from itertools import repeat, starmap
+from operator import index
 
 from . import syscalls
-from ._uninterrupted import uninterrupted
 from .errors import BusyError, ClosedError, ForkedError, RawAIOError
+from .kernel import Kernel, Submitter
 from .queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
 from .request import Completion, IocbSlab, Request, complete, complete_one, reopen
 from .ring import CompletionRing, Ordering, SyscallEvents
@@ -43,7 +42,7 @@ from .syscalls import Opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Final, Self
 
@@ -63,157 +62,6 @@ _LONGEST_WAIT_MS: Final = 3_600_000
 
 
 _ONCE: Final = ((),)  # the arguments of one call without any, for starmap
-
-
-class _Kernel:
-    """The context id and the eventfd: what has to be given back, and the last to see to it.
-
-    Refers to the queue, whose table owns what the kernel holds, and not to the `IOContext`.
-    """
-
-    __slots__ = ("__weakref__", "_cell", "_ctx_id", "_fds", "pid", "queue", "ring")
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.queue: SubmissionQueue | None = None
-        # A ring that believes only what the eventfd has counted, if it is one.
-        self.ring: CompletionRing | None = None
-        self._ctx_id = ctypes.c_ulong(0)
-        self._cell = memoryview(self._ctx_id).cast("B").cast("Q")
-        self._fds: list[int] = []
-
-    @property
-    def ctx_id(self) -> int:
-        return self._ctx_id.value
-
-    @property
-    def eventfd(self) -> int:
-        return self._fds[0]
-
-    def open(self, nr_events: int) -> None:
-        # Each result is kept in the same uninterrupted step that made it.
-        self._fds.extend(starmap(os.eventfd, ((0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),)))
-        setup = (
-            ctypes.c_long(syscalls.numbers().io_setup),
-            ctypes.c_ulong(nr_events),
-            ctypes.c_void_p(ctypes.addressof(self._ctx_id)),
-        )
-        if syscalls.raw_syscall()(*setup) < 0:
-            failure = ctypes.get_errno()
-            self.close_eventfd()
-            raise syscalls.kernel_error(failure, "io_setup", *_advice(failure, nr_events))
-
-    def nudge(self) -> None:
-        """Make the eventfd readable, so that whoever waits looks again."""
-        assert self.queue is not None
-        if self.queue.dead:
-            return
-        with self.queue.lock:
-            if self._fds:
-                if self.ring is not None:
-                    self.ring.credit(-1)  # before it can be counted
-                try:
-                    os.eventfd_write(self._fds[0], 1)
-                except BlockingIOError:
-                    pass  # the count is as high as it goes, so it is readable all the same
-
-    def reset(self) -> None:
-        """Make the eventfd unreadable until the next completion."""
-        assert self.queue is not None
-        with self.queue.lock:
-            if self._fds:
-                try:
-                    counted = os.eventfd_read(self._fds[0])
-                except BlockingIOError:
-                    return  # nothing was counted
-                if self.ring is not None:
-                    self.ring.credit(counted)
-
-    def destroy(self) -> None:
-        """io_destroy, unless that was done. Can block: until the kernel is done with everything."""
-        if self._cell[0]:
-            uninterrupted(
-                (
-                    syscalls.raw_syscall(),
-                    ctypes.c_long(syscalls.numbers().io_destroy),
-                    ctypes.c_ulong(self._cell[0]),
-                ),
-                (setitem, self._cell, 0, 0),
-            )
-
-    def close_eventfd(self) -> None:
-        while self._fds:
-            uninterrupted((os.close, self._fds[0]), (self._fds.pop,))
-
-    def finalize(self) -> None:
-        """For a context that nobody closed; never run before the kernel is done with its memory."""
-        if self.pid != os.getpid():
-            return
-        unclosed, in_flight = bool(self._cell[0]), 0
-        if self.queue is not None:
-            self.queue.refuse(ClosedError("the context was never closed, and is gone"))
-            self.queue.dead = True
-            in_flight = self.queue.in_flight
-        self.destroy()
-        self.close_eventfd()
-        if unclosed:  # the last, because a warning may be an exception
-            warnings.warn(
-                f"unclosed rawaio.IOContext, {in_flight} requests in flight",
-                ResourceWarning,
-                stacklevel=2,
-            )
-
-
-class _Submitter:
-    """The queue's way to the kernel."""
-
-    __slots__ = ("_arguments", "_errno", "_nr", "_raw", "_slab")
-
-    def __init__(self, ctx_id: int, slab: IocbSlab) -> None:
-        self._slab = slab
-        self._raw = syscalls.raw_syscall()
-        self._errno = ctypes.get_errno
-        self._nr = ctypes.c_long(0)
-        self._arguments = (
-            (
-                ctypes.c_long(syscalls.numbers().io_submit),
-                ctypes.c_ulong(ctx_id),
-                self._nr,
-                ctypes.c_void_p(slab.address),
-            ),
-        )
-
-    def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
-        self._slab.fill(first_token, batch)
-        self._nr.value = len(batch)
-        # The return value and errno are kept before an exception can strike.
-        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(self._errno, _ONCE)))
-
-
-def _advice(failure: int, nr_events: int) -> list[str]:
-    if failure == errno.EAGAIN:
-        used, limit = _aio_number("aio-nr"), _aio_number("aio-max-nr")
-        wanted = 2 * max((limit or 0), (used or 0) + nr_events)
-        taken = f"system-wide fs.aio-nr={used} of fs.aio-max-nr={limit} are taken"
-        return [
-            f"nr_events={nr_events} are asked for, and {taken}.",
-            f"Use fewer or smaller contexts, or raise the limit: sysctl -w fs.aio-max-nr={wanted}",
-        ]
-    if failure == errno.ENOSYS:
-        return ["This kernel has no Linux AIO (CONFIG_AIO is not set), or a sandbox hides it."]
-    if failure == errno.EPERM:
-        return ["A seccomp filter denies io_setup; a container's profile has to allow it."]
-    if failure == errno.EINVAL:
-        return [f"nr_events={nr_events} is more than this kernel can do."]
-    return []
-
-
-def _aio_number(name: str) -> int | None:
-    try:
-        with open(f"/proc/sys/fs/{name}", encoding="ascii") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return None
 
 
 class IOContext:
@@ -259,12 +107,12 @@ class IOContext:
             raise ValueError(f"nr_events is a 32-bit number, not {nr_events}")
         syscalls.numbers()
         self._refusal: RawAIOError | None = None
-        self._kernel = kernel = _Kernel()
+        self._kernel = kernel = Kernel()
         self._finalizer = weakref.finalize(self, kernel.finalize)
         kernel.open(nr_events)
         slab = IocbSlab(min(nr_events, _MAX_OFFER), kernel.eventfd)
         self._queue = kernel.queue = queue = SubmissionQueue(
-            _Submitter(kernel.ctx_id, slab),
+            Submitter(kernel.ctx_id, slab),
             nr_events=nr_events,
             max_batch=max_batch,
             max_pending=max_pending,
@@ -296,7 +144,7 @@ class IOContext:
         self._ring_reaps = 0
         self._syscall_reaps = 0
         self._waits = 0
-        _live[id(self)] = weakref.ref(self)
+        _live[id(self)] = weakref.ref(self, partial(_forget, id(self)))
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -871,6 +719,11 @@ class _Target:
 # -- fork ---------------------------------------------------------------------------------------
 
 _live: Final[dict[int, weakref.ref[IOContext]]] = {}
+
+
+def _forget(key: int, reference: object) -> None:
+    if _live.get(key) is reference:  # and not that of a new context in the same place
+        del _live[key]
 
 
 def _after_fork_in_child() -> None:

@@ -78,7 +78,7 @@ def test_what_io_setup_says_otherwise_is_passed_on(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EINVAL, errno.EFAULT])
 def test_only_what_there_is_advice_for_gets_some(code: int) -> None:
-    from rawaio.context import _advice
+    from rawaio.kernel import advice as _advice
 
     assert bool(_advice(code, 1)) is (code == errno.EINVAL)
 

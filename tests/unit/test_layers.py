@@ -34,6 +34,7 @@ ORDER = {
     "polling": 2,
     "queue": 2,
     "statistics": 2,
+    "kernel": 2,
     "context": 2,
     "bulk": 2,
     "loops": 3,
