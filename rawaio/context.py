@@ -35,7 +35,7 @@ from operator import index
 from . import syscalls
 from .errors import BusyError, ClosedError, ForkedError, RawAIOError
 from .kernel import Kernel, Submitter
-from .queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
+from .queue import _GIL, MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
 from .request import Completion, IocbSlab, Request, complete, complete_one, reopen
 from .ring import CompletionRing, Ordering, SyscallEvents
 from .syscalls import Opcode
@@ -125,8 +125,9 @@ class IOContext:
         self._counted = self._use_ring and self._ring.ordering is Ordering.COUNTED
         if self._counted:
             kernel.ring = self._ring
-        # Whether an empty ring can be told without the lock.
-        self._direct = self._use_ring and not self._counted
+        # Whether an empty ring can be told without the lock: with the GIL nobody unmaps it between
+        # the look at the view and the loads, which no call separates.
+        self._direct = _GIL and self._use_ring and not self._counted
         # Completed, and no callback has been run.
         self._done = queue.rejected
         # Completed, callbacks run, and then the reap that had them was cut short.

@@ -174,7 +174,9 @@ class CompletionRing:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to be read yet. Any thread may ask at any time.
+        """Whether there is nothing to be read yet.
+
+        With the GIL any thread may ask at any time, also beside `close`.
 
         Raises:
             ClosedError: closed, or not usable.

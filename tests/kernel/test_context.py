@@ -421,6 +421,25 @@ def test_a_wait_lasts_as_long_as_the_timeout(ctx: rawaio.IOContext, pipe: Pipe) 
     pipe.fire()
 
 
+def test_a_wait_goes_on_for_what_is_left_of_the_timeout(
+    monkeypatch: pytest.MonkeyPatch, ctx: rawaio.IOContext, pipe: Pipe
+) -> None:
+    ctx.submit(pipe.poll())
+    now, slept = [100.0], list[float | None]()
+
+    def sleep(timeout: float | None) -> None:
+        slept.append(timeout)
+        now[0] += 0.75
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rawaio.context.time.monotonic", lambda: now[0])
+        patch.setattr(ctx, "_sleep", sleep)
+        assert ctx.reap(min_nr=1, timeout=2) == []
+        assert slept == [2, 1.25, 0.5]
+        assert ctx.drain(timeout=0.5) == []
+        assert slept[3:] == [0.5]
+
+
 @pytest.mark.parametrize("timeout", [1e18, math.inf, LIMIT_S])
 def test_a_very_long_timeout(ctx: rawaio.IOContext, pipe: Pipe, timeout: float) -> None:
     ctx.submit(pipe.poll())

@@ -328,6 +328,23 @@ def test_the_end_of_the_program_passes_through_nested_reaps(
     assert not ctx._depth
 
 
+def test_what_a_nested_reap_leaves_counts_for_the_outer_ones_max_nr(
+    ctx: rawaio.IOContext, null: int
+) -> None:
+    def end(_: Completion) -> None:
+        raise SystemExit
+
+    def catch(_: Completion) -> None:
+        with pytest.raises(SystemExit):
+            ctx.reap()
+
+    submitted = [_write(null, catch), _write(null), _write(null, end), _write(null)]
+    ctx.submit(*submitted)
+    some = ctx.reap(min_nr=2, max_nr=2)
+    assert len(some) == 2
+    assert {*requests(some), *requests(ctx.drain())} == set(submitted)
+
+
 def test_what_is_left_is_there_for_a_loop_to_see(ctx: rawaio.IOContext, null: int) -> None:
     def end(_: Completion) -> None:
         raise SystemExit

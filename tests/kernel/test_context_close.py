@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -128,6 +128,53 @@ def test_close_while_others_look(kind: str, null: int, threads: Threads) -> None
         begun.wait()
         ctx.close()
         threads.join()
+
+
+def test_nothing_looks_at_the_ring_any_more_when_it_is_unmapped(ctx: rawaio.IOContext) -> None:
+    kernel = type(ctx._kernel)
+    destroy = kernel.destroy
+    destroyed: list[int] = []
+
+    def observed(self: Any) -> None:
+        for source in (ctx._ring, ctx._by_syscall):
+            with pytest.raises(rawaio.ClosedError):
+                source.peek()
+        destroyed.append(ctx._kernel.ctx_id)
+        destroy(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "destroy", observed)
+        ctx.close()
+    assert len(destroyed) == 1
+
+
+def test_close_cancels_a_poll_that_is_on_its_way_to_the_kernel(
+    ctx: rawaio.IOContext, pipes: _Pipes, threads: Threads
+) -> None:
+    """Behind a read that blocks in io_submit; there it cannot be cancelled yet."""
+    feed, silent = pipes(2)
+    inside, closing = threading.Event(), threading.Event()
+    submit, cancel_polls = ctx._queue._submit, ctx._cancel_polls
+
+    def observed(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        inside.set()
+        submit(first_token, batch, outcome)
+
+    def begun() -> None:
+        closing.set()
+        cancel_polls()
+
+    ctx._queue._submit = observed
+    ctx._cancel_polls = begun  # type: ignore[method-assign]
+    seen: list[Completion] = []
+    read = Request.pread(feed.readable, bytearray(1), 0)
+    threads.start(ctx.submit, read, silent.poll(seen.append))
+    assert inside.wait(LIMIT_S)
+    threads.start(ctx.close)
+    assert closing.wait(LIMIT_S)
+    feed.fire()
+    threads.join()
+    assert results(seen) == [-errno.ECANCELED]
 
 
 class SlowWords:
