@@ -32,12 +32,14 @@ __version__ = "0.1.0"
 _LATER = {"Statistics": ".statistics"}
 
 
-def __getattr__(name: str) -> object:
-    if name in _LATER:
-        from importlib import import_module
+if not TYPE_CHECKING:  # or checkers would believe in any name
 
-        return getattr(import_module(_LATER[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _LATER:
+            from importlib import import_module
+
+            return getattr(import_module(_LATER[name], __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

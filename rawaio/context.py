@@ -374,7 +374,8 @@ class IOContext:
             if self._waiters:
                 self._kernel.nudge()  # the last of them closes the eventfd
             else:
-                self._kernel.close_eventfd()
+                with self._queue.lock:
+                    self._kernel.close_eventfd()
             self._queue.dead = True
             self._finalizer.detach()
             _live.pop(id(self), None)

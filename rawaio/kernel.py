@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import warnings
+from collections import deque
 from itertools import chain, starmap
 from operator import setitem
 
@@ -121,8 +122,12 @@ class Kernel:
 
     def close_eventfd(self) -> None:
         """Close the eventfd, unless that was done."""
-        while self._fds:
-            uninterrupted((os.close, self._fds[0]), (self._fds.pop,))
+        if self._fds:
+            # Who pops it closes it: its number may be another file's right afterwards.
+            try:
+                deque(map(os.close, starmap(self._fds.pop, _ONCE)), maxlen=0)
+            except IndexError:
+                pass  # another thread was quicker
 
     def finalize(self) -> None:
         """For a context that nobody closed; never run before the kernel is done with its memory."""
