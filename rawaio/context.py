@@ -564,6 +564,8 @@ class IOContext:
         with queue.lock:
             if self._closed or self._fetching:
                 return
+            if self._done and target is not self._done:
+                return  # another thread has just put there what completed earlier
             self._fetching = True
             try:
                 if not self._use_ring:

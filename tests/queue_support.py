@@ -1,20 +1,23 @@
-"""What several tests share."""
+"""What tests of the queue share: a driver for it, and two threads in every order."""
 
 from __future__ import annotations
 
 import dis
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
+from functools import cache
+from types import CodeType, FrameType, TracebackType
+from typing import Any, cast
 
+import rawaio
 from rawaio.queue import SubmissionQueue
 from rawaio.request import Completion, Request, complete_one
 from rawaio.testing import SimulatedKernel
 
-PACKAGE_FILES = "/rawaio/"
+PACKAGE = os.path.join(os.path.dirname(rawaio.__file__), "")
 
 
 class Driver:
@@ -129,42 +132,83 @@ class InThread:
             raise failure
 
 
+@cache
+def switch_points(code: CodeType) -> frozenset[int]:
+    """The offsets of the instructions that another thread's may come before.
+
+    With a GIL they are those behind calls and the start, and those that are jumped back to.
+    """
+    everywhere = not getattr(sys, "_is_gil_enabled", lambda: True)()
+    points: set[int] = set()
+    switches = False
+    for instruction in dis.get_instructions(code):
+        if switches or everywhere:
+            points.add(instruction.offset)
+        switches = instruction.opname.startswith(("RESUME", "CALL", "PRECALL"))
+        if instruction.opname.startswith("JUMP_BACKWARD"):
+            points.add(instruction.argval)
+    return frozenset(points)
+
+
+@contextmanager
+def each_instruction(look: Callable[[CodeType, int], object]) -> Generator[None]:
+    """Call look with code and offset, before each instruction of rawaio's in this thread."""
+    me = threading.get_ident()
+    if sys.version_info >= (3, 12):
+        monitoring = sys.monitoring
+        tool, event = 4, monitoring.events.INSTRUCTION
+
+        def on_instruction(code: CodeType, offset: int) -> object:
+            if not code.co_filename.startswith(PACKAGE):
+                return monitoring.DISABLE
+            if threading.get_ident() == me:
+                look(code, offset)
+            return None
+
+        monitoring.use_tool_id(tool, "switch points")
+        monitoring.register_callback(tool, event, on_instruction)
+        monitoring.set_events(tool, event)
+        try:
+            yield
+        finally:
+            monitoring.set_events(tool, 0)
+            monitoring.register_callback(tool, event, None)
+            monitoring.free_tool_id(tool)
+    else:
+
+        def on_event(frame: FrameType, event: str, argument: object) -> object:
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            if event == "opcode":
+                look(frame.f_code, frame.f_lasti)
+            return on_event
+
+        tracer = sys.gettrace()
+        sys.settrace(cast("Any", on_event))
+        try:
+            yield
+        finally:
+            sys.settrace(tracer)
+
+
 @contextmanager
 def at_switch_point(number: int, act: Callable[[], object]) -> Generator[list[int]]:
     """Call act once, at the number-th place in rawaio's code where another thread may run.
 
-    Yields a list whose one item is how many such places were passed. With a GIL they are behind
-    calls, jumps back and the starts of functions; without one, everywhere.
+    Yields a list whose one item is how many such places were passed.
     """
-    everywhere = not getattr(sys, "_is_gil_enabled", lambda: True)()
     passed = [0]
 
-    def on_call(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        if PACKAGE_FILES not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        code = frame.f_code.co_code
-        before = "RESUME"
+    def look(code: CodeType, offset: int) -> None:
+        if offset in switch_points(code):
+            if passed[0] == number:
+                act()
+            passed[0] += 1
 
-        def on_opcode(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-            nonlocal before
-            if event == "opcode":
-                if everywhere or before.startswith(("RESUME", "CALL", "PRECALL", "JUMP_BACKWARD")):
-                    if passed[0] == number:
-                        act()
-                    passed[0] += 1
-                before = dis.opname[code[frame.f_lasti]]
-            return on_opcode
-
-        return on_opcode
-
-    tracer = sys.gettrace()
-    sys.settrace(on_call)
-    try:
+    with each_instruction(look):
         yield passed
-    finally:
-        sys.settrace(tracer)
 
 
 def interleave(
