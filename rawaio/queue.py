@@ -272,16 +272,19 @@ class SubmissionQueue:
             raise QueueFullError(
                 f"{len(pending)} requests are pending, and at most {self.max_pending} may be"
             )
-        submitted = self.submitted
         before: dict[Request, State] = {}
         looking, feed = iter(requests), iter(requests)
+        counted = False
         try:
             admit(looking, before)
-            self.submitted = submitted + n
+            # One line, read and written with no call in between: another thread may push without
+            # the lock, and may be let go at any call.
+            self.submitted, counted = self.submitted + n, True
             pending.extend(feed)
         except BaseException as error:
             if length_hint(feed):  # not taken
-                self.submitted = submitted
+                if counted:
+                    self.submitted -= n
                 looked_at = n - length_hint(looking) - isinstance(error, Exception)
                 restore(requests[:looked_at], before)
             raise

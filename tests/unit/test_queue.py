@@ -1504,6 +1504,14 @@ def test_two_threads_on_one_queue(
     assert interleave(beside.make, beside.check) > 3
 
 
+@pytest.mark.parametrize("first", ["push", "push two"])
+def test_a_push_without_the_lock_beside_one_that_holds_it(first: str) -> None:
+    # As it is with the GIL: the first may be stopped wherever that can be let go, which is behind
+    # calls and not inside the few instructions in which the second does its work.
+    beside = Beside(first, "push again", plugged=False)
+    assert interleave(beside.make, beside.check) > 3
+
+
 def test_outstanding_counts_at_one_instant() -> None:
     counted: list[int] = []
 
