@@ -35,9 +35,11 @@ from operator import index
 from . import syscalls
 from .errors import BusyError, ClosedError, ForkedError, RawAIOError
 from .kernel import Kernel, Submitter
+from .lifecycle import complete, complete_one, reopen
 from .queue import _GIL, MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
-from .request import Completion, IocbSlab, Request, complete, complete_one, reopen
+from .request import Completion, Request
 from .ring import CompletionRing, Ordering, SyscallEvents
+from .slab import IocbSlab
 from .syscalls import Opcode
 
 TYPE_CHECKING = False

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from typing import Final
 
     from .queue import SubmissionQueue
-    from .request import IocbSlab, Request
+    from .request import Request
     from .ring import CompletionRing
+    from .slab import IocbSlab
 
 __all__ = ["Kernel", "Submitter", "advice"]
 

@@ -30,7 +30,8 @@ from threading import RLock
 
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
-from .request import Completion, Request, State, Step, admit, advance, offer, restore
+from .lifecycle import admit, advance, offer, restore
+from .request import Completion, Request, State, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Laws:
 
 - A request is refused here, by TypeError or ValueError, when it could not be right on any file.
-- Only this module writes fields of an iocb.
+- Only this module and `slab`, which copies what is made here, write fields of an iocb.
 - The life cycle is the table `TRANSITIONS`; a step that is not in it raises and changes nothing.
 - From push to completion the request holds a live export of its buffer, and references what its
   descriptor came from. A buffer that could move (`memory.resizable`) is let go on completion and
@@ -17,7 +17,6 @@ import select
 import struct
 from collections.abc import Sequence
 from enum import Enum, IntEnum
-from functools import cache
 from operator import index, itemgetter
 
 from . import memory, syscalls
@@ -26,28 +25,14 @@ from .syscalls import Opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
     from typing import Any, Final
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from .protocols import HasFileno
 
-__all__ = [
-    "TRANSITIONS",
-    "Completion",
-    "IocbSlab",
-    "Request",
-    "State",
-    "Step",
-    "admit",
-    "advance",
-    "complete",
-    "complete_one",
-    "offer",
-    "reopen",
-    "restore",
-]
+__all__ = ["IOCB_SIZE", "OPCODE_BYTE", "TRANSITIONS", "Completion", "Request", "State", "Step"]
 
 
 class State(IntEnum):
@@ -85,13 +70,13 @@ _UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
 
 _IOCB: Final = struct.Struct("=QIiHhIQQqQII")
 assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
-_OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
+IOCB_SIZE: Final = _IOCB.size
+OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
 _MAX_OFFSET: Final = (1 << 63) - 1
 _MAX_FD: Final = (1 << 31) - 1
 _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
 _ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
-_POLL: Final = int(Opcode.POLL)
 _SINGLE: Final = frozenset({Opcode.PREAD, Opcode.PWRITE})
 _VECTORED: Final = frozenset({Opcode.PREADV, Opcode.PWRITEV})
 _READS: Final = frozenset({Opcode.PREAD, Opcode.PREADV})
@@ -520,7 +505,7 @@ class Request:
                 self._encode()
 
     def _encode(self) -> None:
-        """Make the iocb, but for what `IocbSlab.fill` writes: aio_data, aio_offset, aio_resfd."""
+        """Make the iocb, but for aio_data, aio_offset and aio_resfd, which `slab` writes."""
         count = len(self._buffer) if self._opcode in _VECTORED else self._nbytes
         flags = syscalls.IOCB_FLAG_RESFD
         if self._priority is not None:
@@ -590,203 +575,6 @@ class Completion(tuple[Request, int, int]):
 
     def __repr__(self) -> str:
         return f"<rawaio.Completion res {self[1]}, res2 {self[2]}, of {self[0]!r}>"
-
-
-# -- life cycle --------------------------------------------------------------------------------
-
-
-def advance(requests: Sequence[Request], step: Step) -> None:
-    """Take all the requests a step further in their life cycle, or none.
-
-    The plain form; `admit`, `offer` and `complete` do the same for whole batches.
-
-    Raises:
-        BusyError: the step is not possible for one of them, or one is there twice; nothing has
-            changed.
-        TypeError: not a Request; nothing has changed. And what pinning a buffer again raises.
-    """
-    for request in requests:
-        if not isinstance(request, Request):
-            raise TypeError(f"a Request is needed, not {type(request).__name__}")
-        if (request._state, step) not in TRANSITIONS:
-            raise BusyError(f"{step.value} is not possible: {request!r}")
-    if len(set(requests)) != len(requests):
-        raise BusyError("the same request is there twice")
-    if step is Step.PUSH:
-        before: dict[Request, State] = {}
-        try:
-            admit(iter(requests), before)
-        except BaseException:
-            restore(requests, before)
-            raise
-    else:
-        for request in requests:
-            request._state = TRANSITIONS[request._state, step]
-
-
-def admit(requests: Iterator[Request], before: dict[Request, State]) -> None:
-    """Take the requests to PENDING one by one, with their buffers pinned.
-
-    before gets the states of those that were not COMPLETED; with it `restore` undoes what an
-    exception cut short.
-
-    Raises:
-        BusyError: the last one looked at is under way, or there twice.
-        TypeError: it is not a Request. And what pinning its buffer again raises.
-    """
-    for request in requests:
-        try:
-            state = request._state
-        except AttributeError:
-            raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
-        if state is not _COMPLETED:
-            if state in _UNDER_WAY:
-                raise BusyError(f"{request!r} is under way already, or there twice")
-            before[request] = state
-            request._make_ready()
-        request._state = _PENDING
-
-
-def restore(requests: Iterable[Request], before: dict[Request, State]) -> None:
-    """Undo `admit` for the requests that it looked at and did not refuse."""
-    for request in requests:
-        if request in before or request._state is _PENDING:
-            request._state = before.get(request, _COMPLETED)
-            if request._resizable:
-                request._anchor = None
-
-
-def offer(requests: Iterable[Request]) -> None:
-    """`advance` by OFFER, for requests that are known to be PENDING."""
-    for request in requests:
-        request._state = _IN_FLIGHT
-
-
-def complete(completions: Sequence[Completion], start: int = 0) -> int:
-    """Mark the requests of completions from start on COMPLETED, up to the first with a callback.
-
-    Returns how many completions are marked, from the beginning of the list. May be repeated.
-    """
-    for completion in completions[start:] if start else completions:
-        request = completion[0]
-        if request.callback is not None:
-            return completions.index(completion, start)
-        if request._resizable:
-            request._anchor = None
-            request._state = _RELEASED
-        else:
-            request._state = _COMPLETED
-    return len(completions)
-
-
-def complete_one(request: Request) -> None:
-    """Mark one request COMPLETED, whether or not it has a callback. May be repeated."""
-    if request._resizable:
-        request._anchor = None
-        request._state = _RELEASED
-    else:
-        request._state = _COMPLETED
-
-
-def reopen(completions: Sequence[Completion], start: int) -> None:
-    """Undo `complete` for the completions from start on, which are to be completed again."""
-    for completion in completions[start:]:
-        completion[0]._state = _IN_FLIGHT
-
-
-# -- iocbs -------------------------------------------------------------------------------------
-
-
-# From how many requests on a column is cheaper than a store for each.
-_FEW: Final = 8
-
-
-@cache
-def _ramp(n: int) -> tuple[int, int]:
-    """0, 1, 2, ... and 1, 1, 1, ... as n 64-bit words of one int: columns by arithmetic in C."""
-    return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
-
-
-class IocbSlab:
-    """The iocbs of one io_submit, and the array of their addresses, which never moves.
-
-    The kernel copies both during io_submit, so one slab serves each batch in turn.
-    """
-
-    __slots__ = (
-        "_addresses",
-        "_block",
-        "_bytes",
-        "_halves",
-        "_own",
-        "_pointer_block",
-        "_pointers",
-        "_resfd",
-        "_resfds",
-        "_words",
-        "address",
-        "capacity",
-    )
-
-    def __init__(self, capacity: int, resfd: int) -> None:
-        """capacity: requests in one batch. resfd: the eventfd that each completion signals."""
-        self.capacity = capacity
-        self._block = (ctypes.c_char * (_IOCB.size * capacity))()
-        self._bytes = memoryview(self._block).cast("B")
-        self._words = self._bytes.cast("q")
-        self._halves = self._bytes.cast("I")
-        self._resfd = resfd
-        self._resfds = memoryview(struct.pack("=I", resfd) * capacity).cast("I")
-        base = ctypes.addressof(self._block)
-        self._addresses = [base + _IOCB.size * i for i in range(capacity)]
-        self._pointer_block = (ctypes.c_uint64 * capacity)(*self._addresses)
-        self._pointers = memoryview(self._pointer_block).cast("B").cast("Q")
-        self._own: list[int] = []
-        self.address = ctypes.addressof(self._pointer_block)
-
-    def fill(self, first_token: int, batch: Sequence[Request]) -> None:
-        """Write the iocbs of a batch, whose aio_data count up from first_token."""
-        n = len(batch)
-        words, halves = self._words, self._halves
-        if self._own:
-            for i in self._own:
-                self._pointers[i] = self._addresses[i]
-            self._own.clear()
-        if n == 1:
-            request = batch[0]
-            self._bytes[: _IOCB.size] = request._image
-            words[0] = first_token
-            words[5] = request._offset
-            halves[15] = self._resfd
-            if request._opcode is Opcode.POLL:
-                self._fill_own(batch)
-            return
-        images = b"".join([r._image for r in batch])
-        self._bytes[: len(images)] = images
-        if n <= _FEW:
-            for i, request in enumerate(batch):
-                words[8 * i] = first_token + i
-                words[8 * i + 5] = request._offset
-                halves[16 * i + 15] = self._resfd
-        else:
-            ramp, ones = _ramp(n)
-            tokens = (ramp + first_token * ones).to_bytes(8 * n, "little")
-            words[0 : 8 * n : 8] = memoryview(tokens).cast("q")
-            halves[15 : 16 * n : 16] = self._resfds[:n]
-            i = 5
-            for request in batch:
-                words[i] = request._offset
-                i += 8
-        if _POLL in images[_OPCODE_BYTE :: _IOCB.size]:
-            self._fill_own(batch)
-
-    def _fill_own(self, batch: Sequence[Request]) -> None:
-        for i, request in enumerate(batch):
-            if request._opcode is Opcode.POLL:
-                block, address = request.own_iocb()
-                block[:] = self._bytes[_IOCB.size * i : _IOCB.size * (i + 1)]
-                self._own.append(i)
-                self._pointers[i] = address
 
 
 # -- checks ------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, cast
 
 import rawaio
+from rawaio.lifecycle import complete_one
 from rawaio.queue import SubmissionQueue
-from rawaio.request import Completion, Request, complete_one
+from rawaio.request import Completion, Request
 from rawaio.testing import SimulatedKernel
 
 PACKAGE = os.path.join(os.path.dirname(rawaio.__file__), "")

@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rawaio import BusyError, Completion, Opcode, Request, State, aligned_buffer
-from rawaio.request import IocbSlab, admit, complete_one, offer
+from rawaio.lifecycle import admit, complete_one, offer
+from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
 
 NO_DEADLINE = settings(deadline=None)  # an emulated machine is slow, not wrong

@@ -30,6 +30,8 @@ ORDER = {
     "memory": 0,
     "ring": 1,
     "request": 1,
+    "lifecycle": 1,
+    "slab": 1,
     "geometry": 2,
     "polling": 2,
     "queue": 2,

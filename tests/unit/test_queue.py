@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from rawaio.errors import BusyError, ClosedError, ForkedError, RawAIOError
+from rawaio.lifecycle import complete_one
 from rawaio.queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
-from rawaio.request import Completion, Request, State, complete_one
+from rawaio.request import Completion, Request, State
 from rawaio.testing import SimulatedKernel
 from tests.queue_support import Driver, InThread, interleave
 

@@ -16,19 +16,13 @@ from typing import Any, cast
 import pytest
 
 from rawaio import RWF, BusyError, Completion, Opcode, Request, State, aligned_buffer, memory
-from rawaio import request as request_module
+from rawaio import slab as slab_module
+from rawaio.lifecycle import admit, advance, complete, complete_one, offer, reopen, restore
 from rawaio.request import (
     TRANSITIONS,
-    IocbSlab,
     Step,
-    admit,
-    advance,
-    complete,
-    complete_one,
-    offer,
-    reopen,
-    restore,
 )
+from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
 from tests.support import address_of
 
@@ -1238,4 +1232,4 @@ def test_an_empty_batch() -> None:
 
 def test_both_ways_of_filling_are_used() -> None:
     """The one of single stores, and the one of columns; the property test runs through both."""
-    assert 1 < request_module._FEW < 100
+    assert 1 < slab_module._FEW < 100

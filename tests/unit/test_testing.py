@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rawaio.errors import ClosedError
-from rawaio.request import Request, offer
+from rawaio.lifecycle import offer
+from rawaio.request import Request
 from rawaio.testing import Call, Chances, SimulatedKernel
 from tests.queue_support import Driver
 

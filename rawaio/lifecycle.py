@@ -1,0 +1,122 @@
+"""L1: the steps of requests' life cycle, for whole batches.
+
+`request.TRANSITIONS` is the table, and `advance` follows it to the letter. The others make the same
+steps for requests whose state is known from where they are, at no cost for looking. What may be cut
+short by an exception from outside can be undone or repeated; each says which.
+"""
+
+from __future__ import annotations
+
+from .errors import BusyError
+from .request import TRANSITIONS, Request, State, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Final
+
+    from .request import Completion
+
+__all__ = ["admit", "advance", "complete", "complete_one", "offer", "reopen", "restore"]
+
+_NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
+_UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
+
+
+def advance(requests: Sequence[Request], step: Step) -> None:
+    """Take all the requests a step further in their life cycle, or none.
+
+    The plain form; `admit`, `offer` and `complete` do the same for whole batches.
+
+    Raises:
+        BusyError: the step is not possible for one of them, or one is there twice; nothing has
+            changed.
+        TypeError: not a Request; nothing has changed. And what pinning a buffer again raises.
+    """
+    for request in requests:
+        if not isinstance(request, Request):
+            raise TypeError(f"a Request is needed, not {type(request).__name__}")
+        if (request._state, step) not in TRANSITIONS:
+            raise BusyError(f"{step.value} is not possible: {request!r}")
+    if len(set(requests)) != len(requests):
+        raise BusyError("the same request is there twice")
+    if step is Step.PUSH:
+        before: dict[Request, State] = {}
+        try:
+            admit(iter(requests), before)
+        except BaseException:
+            restore(requests, before)
+            raise
+    else:
+        for request in requests:
+            request._state = TRANSITIONS[request._state, step]
+
+
+def admit(requests: Iterator[Request], before: dict[Request, State]) -> None:
+    """Take the requests to PENDING one by one, with their buffers pinned.
+
+    before gets the states of those that were not COMPLETED; with it `restore` undoes what an
+    exception cut short.
+
+    Raises:
+        BusyError: the last one looked at is under way, or there twice.
+        TypeError: it is not a Request. And what pinning its buffer again raises.
+    """
+    for request in requests:
+        try:
+            state = request._state
+        except AttributeError:
+            raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
+        if state is not _COMPLETED:
+            if state in _UNDER_WAY:
+                raise BusyError(f"{request!r} is under way already, or there twice")
+            before[request] = state
+            request._make_ready()
+        request._state = _PENDING
+
+
+def restore(requests: Iterable[Request], before: dict[Request, State]) -> None:
+    """Undo `admit` for the requests that it looked at and did not refuse."""
+    for request in requests:
+        if request in before or request._state is _PENDING:
+            request._state = before.get(request, _COMPLETED)
+            if request._resizable:
+                request._anchor = None
+
+
+def offer(requests: Iterable[Request]) -> None:
+    """`advance` by OFFER, for requests that are known to be PENDING."""
+    for request in requests:
+        request._state = _IN_FLIGHT
+
+
+def complete(completions: Sequence[Completion], start: int = 0) -> int:
+    """Mark the requests of completions from start on COMPLETED, up to the first with a callback.
+
+    Returns how many completions are marked, from the beginning of the list. May be repeated.
+    """
+    for completion in completions[start:] if start else completions:
+        request = completion[0]
+        if request.callback is not None:
+            return completions.index(completion, start)
+        if request._resizable:
+            request._anchor = None
+            request._state = _RELEASED
+        else:
+            request._state = _COMPLETED
+    return len(completions)
+
+
+def complete_one(request: Request) -> None:
+    """Mark one request COMPLETED, whether or not it has a callback. May be repeated."""
+    if request._resizable:
+        request._anchor = None
+        request._state = _RELEASED
+    else:
+        request._state = _COMPLETED
+
+
+def reopen(completions: Sequence[Completion], start: int) -> None:
+    """Undo `complete` for the completions from start on, which are to be completed again."""
+    for completion in completions[start:]:
+        completion[0]._state = _IN_FLIGHT
