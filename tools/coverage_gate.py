@@ -17,13 +17,6 @@ from typing import Any, NamedTuple
 
 PACKAGE = "rawaio"
 PURE = ("lifecycle.py", "polling.py", "queue.py", "request.py", "ring.py", "slab.py")
-    "lifecycle.py",
-    "polling.py",
-    "queue.py",
-    "request.py",
-    "ring.py",
-    "slab.py",
-)  # of the package
 NEEDED_PURE = 100.0
 NEEDED = 95.0
 
