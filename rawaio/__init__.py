@@ -8,6 +8,8 @@ from .syscalls import RWF, Opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .file import File, FileStatistics, open
+    from .loops import shutdown
     from .statistics import Statistics
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "Completion",
+    "File",
+    "FileStatistics",
     "ForkedError",
     "IOContext",
     "Opcode",
@@ -24,12 +28,20 @@ __all__ = [
     "Statistics",
     "UnsupportedError",
     "aligned_buffer",
+    "open",
+    "shutdown",
 ]
 
 __version__ = "0.1.0"
 
 # Imported on first use, to keep `import rawaio` quick.
-_LATER = {"Statistics": ".statistics"}
+_LATER = {
+    "File": ".file",
+    "FileStatistics": ".file",
+    "Statistics": ".statistics",
+    "open": ".file",
+    "shutdown": ".loops",
+}
 
 
 if not TYPE_CHECKING:  # or checkers would believe in any name

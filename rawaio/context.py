@@ -244,6 +244,41 @@ class IOContext:
             raise
         return self._reap(0, None, None)
 
+    def collect(self, target: deque[Completion], *, reset: bool = True) -> None:
+        """Move what has completed to the end of target, in order; callbacks are not run.
+
+        For event loops that know by `user_data` whom to tell. Also submits what is pending, unless
+        plugged. Whatever is raised, completions are in target or come with the next call. reset:
+        reset the eventfd first, one system call; without it, what is there is only looked for.
+
+        Raises:
+            ClosedError, ForkedError.
+        """
+        if self._refusal is not None:
+            self._check()
+        queue = self._queue
+        try:
+            if reset:
+                self._kernel.reset()
+            if self._done or self._ready:
+                with queue.lock:
+                    for earlier in (self._ready, self._done):
+                        target.extend(starmap(earlier.popleft, repeat((), len(earlier))))
+            self._fetch(target, None)
+            for completion in target:
+                complete_one(completion[0])
+            if queue.pending:
+                queue.kick()
+        except BaseException as error:
+            self._recover(error)
+            self._kernel.nudge()
+            raise
+
+    @property
+    def outstanding(self) -> int:
+        """How many requests are pending or in flight."""
+        return self._queue.outstanding
+
     @property
     def retry_in(self) -> float | None:
         """Seconds after which an event loop should call `process_completions` without an event.

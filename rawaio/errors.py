@@ -5,7 +5,15 @@ that rawaio itself is in, split by who has to act: the caller (`ClosedError`, `F
 `BusyError`) or the place the program runs in (`UnsupportedError`).
 """
 
-__all__ = ["BusyError", "ClosedError", "ForkedError", "RawAIOError", "UnsupportedError"]
+__all__ = [
+    "BusyError",
+    "ClosedError",
+    "ForkedError",
+    "RawAIOError",
+    "UnsupportedError",
+    "set_written",
+    "written",
+]
 
 
 class RawAIOError(Exception):
@@ -26,3 +34,15 @@ class BusyError(RawAIOError):
 
 class UnsupportedError(RawAIOError):
     """This machine, process or kernel cannot do what was asked for, however often it is tried."""
+
+
+def set_written(error: OSError, nbytes: int) -> None:
+    """Say how much was written all the same, in `characters_written`, as of BlockingIOError."""
+    # Every OSError has the attribute; typeshed knows it of BlockingIOError alone.
+    error.characters_written = nbytes  # type: ignore[attr-defined]
+
+
+def written(error: OSError) -> int:
+    """How much was written all the same; 0 when nothing says so."""
+    nbytes: int = getattr(error, "characters_written", 0)
+    return nbytes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["Pin", "aligned_buffer", "pin_destination", "pin_source", "resizable"]
+__all__ = ["Pin", "aligned_buffer", "contiguous", "pin_destination", "pin_source", "resizable"]
 
 # A ctypes array of no items holds an export of a buffer of any length, and knows its address.
 _Anchor: Final[Any] = ctypes.c_char * 0
@@ -90,7 +90,7 @@ def pin_destination(buffer: WriteableBuffer) -> Pin:
     Raises:
         TypeError: no buffer, read-only, or not one contiguous block in C order.
     """
-    view = _contiguous(buffer)
+    view = contiguous(buffer)
     if view.readonly:
         raise TypeError(f"cannot read into a read-only {type(buffer).__name__}")
     anchor = _Anchor.from_buffer(buffer)
@@ -103,7 +103,7 @@ def pin_source(buffer: ReadableBuffer) -> Pin:
     Raises:
         TypeError: no buffer, or not one contiguous block in C order.
     """
-    view = _contiguous(buffer)
+    view = contiguous(buffer)
     if not view.readonly:
         anchor = _Anchor.from_buffer(buffer)
         return Pin(ctypes.addressof(anchor), view.nbytes, anchor)
@@ -114,7 +114,12 @@ def pin_source(buffer: ReadableBuffer) -> Pin:
     return Pin(address, view.nbytes, view)  # the view is an export of its own
 
 
-def _contiguous(buffer: ReadableBuffer) -> memoryview:
+def contiguous(buffer: ReadableBuffer) -> memoryview:
+    """A view of a buffer, which exports it.
+
+    Raises:
+        TypeError: no buffer, or not one contiguous block in C order.
+    """
     try:
         view = memoryview(buffer)
     except TypeError:

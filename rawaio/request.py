@@ -357,6 +357,18 @@ class Request:
         return self._nbytes
 
     @property
+    def address(self) -> int:
+        """Where its buffer is, while it is pinned; of a vectored request, its array of iovecs."""
+        return self._pinned_at
+
+    @property
+    def addresses(self) -> list[int]:
+        """Where the buffers of a vectored request are, while they are pinned."""
+        anchor: Any = self._anchor
+        iovecs = anchor[0] if self._opcode in _VECTORED and anchor else ()
+        return [iovec.iov_base or 0 for iovec in iovecs]
+
+    @property
     def offset(self) -> int:
         """Where in the file, in bytes. Assignable while the request is not under way."""
         return self._offset

@@ -42,6 +42,7 @@ __all__ = [
     "Opcode",
     "SyscallNumbers",
     "aio_ring",
+    "fallocate",
     "io_cancel",
     "io_destroy",
     "io_event",
@@ -72,19 +73,20 @@ if TYPE_CHECKING:
         eventfd2: int
         statx: int
         io_uring_setup: int
+        fallocate: int
 
 else:
     SyscallNumbers = namedtuple(  # noqa: PYI024 - typing takes 5 ms to import
         "SyscallNumbers",
         "io_setup io_destroy io_getevents io_submit io_cancel io_pgetevents "
-        "eventfd2 statx io_uring_setup",
+        "eventfd2 statx io_uring_setup fallocate",
     )
 
 
 # Keyed by machine and pointer size in bytes. The generic table has submit 2, cancel 3, getevents 4.
 _NUMBERS: Final = {
-    ("x86_64", 8): SyscallNumbers(206, 207, 208, 209, 210, 333, 290, 332, 425),
-    ("aarch64", 8): SyscallNumbers(0, 1, 4, 2, 3, 292, 19, 291, 425),
+    ("x86_64", 8): SyscallNumbers(206, 207, 208, 209, 210, 333, 290, 332, 425, 285),
+    ("aarch64", 8): SyscallNumbers(0, 1, 4, 2, 3, 292, 19, 291, 425, 47),
 }
 
 AIO_RING_MAGIC: Final = 0xA10A10A1
@@ -430,6 +432,21 @@ def statx(path: int | str | bytes | os.PathLike[str], flags: int, mask: int) -> 
     if call(numbers().statx, dirfd, name, flags, mask, ctypes.addressof(buffer)) < 0:
         _fail("statx")
     return buffer.raw
+
+
+def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> None:
+    """Allocate or free space of a file; mode is 0 or `FALLOC_FL_*`. Can block.
+
+    By raw system call: `os.posix_fallocate` writes into the file where it is not supported.
+
+    Raises:
+        OSError: EOPNOTSUPP, ENOSPC, EFBIG, EINVAL, ESPIPE and others.
+
+    Source: fallocate(2).
+    """
+    call = _typed(ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+    if call(numbers().fallocate, fd, mode, offset, nbytes) < 0:
+        _fail("fallocate")
 
 
 def _unsigned(name: str, value: int) -> int:

@@ -20,8 +20,8 @@ from rawaio.errors import UnsupportedError
 # From asm/unistd_64.h and asm-generic/unistd.h: setup, destroy, getevents, submit, cancel,
 # pgetevents, eventfd2, statx, io_uring_setup.
 TABLES = {
-    "x86_64": (206, 207, 208, 209, 210, 333, 290, 332, 425),
-    "aarch64": (0, 1, 4, 2, 3, 292, 19, 291, 425),
+    "x86_64": (206, 207, 208, 209, 210, 333, 290, 332, 425, 285),
+    "aarch64": (0, 1, 4, 2, 3, 292, 19, 291, 425, 47),
 }
 FOREIGN = [
     ("x86_64", 4),  # there, 206 is setgroups32 and 208 setresuid32
@@ -103,7 +103,7 @@ class FakeLibrary:
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     fake = FakeLibrary()
     monkeypatch.setattr(syscalls, "_libc", lambda: fake)
-    monkeypatch.setattr(syscalls, "numbers", lambda: syscalls.SyscallNumbers(*range(101, 110)))
+    monkeypatch.setattr(syscalls, "numbers", lambda: syscalls.SyscallNumbers(*range(101, 111)))
     return fake
 
 
@@ -134,6 +134,7 @@ def test_known_machines(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
         "eventfd2",
         "statx",
         "io_uring_setup",
+        "fallocate",
     )
 
 

@@ -1,0 +1,729 @@
+"""L3: what stands between files and an event loop: operations wait, start, complete.
+
+Files know no event loop. They make an `Operation` and give it to a `Driver`, which submits once per
+turn of the loop and completes it when its event is reaped. What is the loop's own, how to wait, to
+be called soon, to watch a descriptor, is a handful of methods that a subclass in `loops` gives.
+
+Laws:
+
+- Every operation that was taken finishes once: with a result, with an error, or withdrawn before it
+  started. `Operation.completed` may be repeated after an exception from outside, and is written so.
+- At most nr_events operations are started; the others wait, first come, first served, and hold no
+  buffer of rawaio's. What would block goes to threads, at most `MAX_THREADS` at a time.
+- Nothing here blocks the loop: what is submitted on it either carries RWF_NOWAIT or is bounded, by
+  `_TURN_BYTES` a turn.
+- Memory that was lent by the caller is the kernel's until the operation has finished; who is
+  cancelled waits for that (`settle`). Memory of rawaio's own is left to the operation.
+- Everything runs in the loop's thread, but for `Operation.perform`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+import weakref
+from abc import abstractmethod
+from collections import deque
+from itertools import islice, repeat, starmap
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .context import IOContext, report
+from .errors import ClosedError, ForkedError, RawAIOError
+from .queue import MAX_PASSES
+from .request import Completion, Request, State
+from .syscalls import RWF, Opcode
+from .workers import MAX_THREADS, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+__all__ = ["Call", "Driver", "Operation", "Phase", "Plug", "Waiter", "perform"]
+
+# What one turn of the loop may submit. The kernel pins the pages and builds the bios of a direct
+# transfer inside io_submit, which takes 0.1 to 0.6 ms a MiB.
+_TURN_BYTES: Final = 4 << 20
+_NOWAIT: Final = int(RWF.NOWAIT)
+# How many sizes of reads scratch views are kept for.
+_SIZES: Final = 256
+# Answers from the page cache between two turns of the loop, in all and for one task alone. One
+# takes one or two microseconds.
+_TURN_CREDIT: Final = 256
+_RUN_CREDIT: Final = 64
+
+
+class Waiter(Protocol):
+    """What a task sleeps on: an `asyncio.Future`, or something that can as much."""
+
+    def done(self) -> bool:
+        """Whether it has a result or an exception, or nobody waits for it any more."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:  # noqa: ANN401 - as of any future
+        """Wake the task, with a result."""
+        ...
+
+    def cancel(self) -> object:
+        """Nobody waits for it any more."""
+        ...
+
+    def set_exception(self, exception: Any, /) -> None:  # noqa: ANN401 - as of any future
+        """Wake the task, with an exception."""
+        ...
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+class Phase:
+    """How far an operation is."""
+
+    WAITING: Final = 0
+    STARTED: Final = 1
+    FINISHED: Final = 2
+    WITHDRAWN: Final = 3
+
+
+class Operation:
+    """Something that a task waits for: one request, or several one after another."""
+
+    __slots__ = ("driver", "nbytes", "phase", "request", "waiter")
+
+    def __init__(self, driver: Driver, nbytes: int = 0) -> None:
+        self.driver = driver
+        self.waiter = driver.waiter()
+        self.phase = Phase.WAITING
+        self.request: Request | None = None
+        self.nbytes = nbytes
+
+    # -- for subclasses -------------------------------------------------------------------------
+
+    def start(self) -> Request | None:
+        """The request to submit next; None when there is none to submit now.
+
+        May be called again for a request that was not taken.
+        """
+        raise NotImplementedError
+
+    def completed(self, res: int) -> None:
+        """`request` completed with res, bytes or -errno. May be repeated."""
+        raise NotImplementedError
+
+    def perform(self, request: Request | None) -> int:
+        """Do what `start` returned, in a thread; what it returns is given to `completed`."""
+        assert request is not None
+        return perform(request)
+
+    def released(self) -> None:
+        """It is over, in whatever way: give back what it holds. May be repeated."""
+
+    # -- its end --------------------------------------------------------------------------------
+
+    def finish(self, result: object) -> None:
+        """End it with a result. Does nothing when it is over."""
+        if self.phase < Phase.FINISHED:
+            self.request = None
+            self.released()
+            if not self.waiter.done():
+                if self.driver.moved:
+                    self.driver.wake(self.waiter, result, None)
+                else:
+                    self.waiter.set_result(result)
+            self.phase = Phase.FINISHED
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error. Does nothing when it is over."""
+        if self.phase < Phase.FINISHED:
+            self.request = None
+            self.released()
+            if not self.waiter.done():
+                if self.driver.moved:
+                    self.driver.wake(self.waiter, None, error)
+                else:
+                    self.waiter.set_exception(error)
+            self.phase = Phase.FINISHED
+
+    def withdraw(self) -> bool:
+        """End it without a result, if it has not been started; whether that was so."""
+        if self.phase == Phase.WAITING:
+            self.phase = Phase.WITHDRAWN
+            self.request = None
+            self.released()
+            return True
+        return self.phase == Phase.WITHDRAWN
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for it."""
+        return not self.waiter.done()
+
+
+def perform(request: Request) -> int:
+    """Do a request by the plain system call, blocking; bytes, 0, or -errno."""
+    opcode = request.opcode
+    fd = request.fd if isinstance(request.fd, int) else request.fd.fileno()
+    flags = request.rw_flags & ~_NOWAIT
+    buffer: Any = request.buffer
+    try:
+        match opcode:
+            case Opcode.PREAD:
+                return os.preadv(fd, (buffer,), request.offset, flags)
+            case Opcode.PWRITE:
+                return os.pwritev(fd, (buffer,), request.offset, flags)
+            case Opcode.PREADV:
+                return os.preadv(fd, buffer, request.offset, flags)
+            case Opcode.PWRITEV:
+                return os.pwritev(fd, buffer, request.offset, flags)
+            case Opcode.FSYNC:
+                os.fsync(fd)
+            case Opcode.FDSYNC:
+                os.fdatasync(fd)
+            case _:
+                return -errno.EINVAL
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0
+
+
+class Call(Operation):
+    """A function that may block, called in a thread.
+
+    A function that has begun is not interrupted; when nobody waits for its result any more,
+    unwanted is called with it, in the thread.
+    """
+
+    __slots__ = ("_function", "_outcome", "_unwanted")
+
+    def __init__(
+        self,
+        driver: Driver,
+        function: Callable[[], object],
+        unwanted: Callable[[Any], object] | None = None,
+    ) -> None:
+        super().__init__(driver)
+        self._function = function
+        self._unwanted = unwanted
+        self._outcome: tuple[object, BaseException | None] | None = None
+
+    def start(self) -> None:
+        """Nothing to submit."""
+        if self.wanted:
+            self.phase = Phase.STARTED
+        else:
+            self.withdraw()
+
+    def perform(self, request: Request | None) -> int:
+        """Call the function."""
+        del request
+        try:
+            self._outcome = self._function(), None
+        except BaseException as error:  # noqa: BLE001 - it belongs to who waits
+            self._outcome = None, error
+        return 0
+
+    def completed(self, res: int) -> None:
+        """Hand over what the function returned or raised."""
+        assert self._outcome is not None
+        result, error = self._outcome
+        if error is not None:
+            self.fail(error)
+            return
+        if not self.wanted and self._unwanted is not None:
+            unwanted, self._unwanted = self._unwanted, None
+            self.driver.dispose(lambda: unwanted(result))
+        self.finish(result)
+
+
+class Driver:
+    """Operations on their way through one event loop.
+
+    For use in the loop's thread. `engine` is "aio", or "threads" where the kernel refused
+    io_setup; it is found out at the first operation that needs it.
+    """
+
+    def __init__(self, *, nr_events: int = 128, max_batch: int = 32) -> None:
+        self.nr_events = nr_events
+        self.max_batch = max_batch
+        #: What may still be answered at once before the loop has its turn; see `breathe`.
+        self.credit = _RUN_CREDIT
+        #: The thread that the loop was last seen in.
+        self.thread = 0
+        #: Whether waiters may belong to another loop.
+        self.moved = False
+        self.refusal: RawAIOError | None = None
+        self._context: IOContext | None = None
+        self._denied: OSError | None = None
+        self._waiting: deque[Operation] = deque()
+        self._arrived: deque[Completion] = deque()
+        self._soon = False
+        self._plugs = 0
+        self._heavy: deque[Operation] = deque()
+        self._performing: set[Operation] = set()
+        self._performed: deque[tuple[Operation, int]] = deque()
+        self._told = False
+        self._workers = Workers()
+        self._breathing = 0
+        self._idle: list[Waiter] = []
+        self._retrying = False
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, _retire, [], self._workers)
+        #: Memory to read cached data into, and the same in a list, by its size.
+        self.scratch: dict[int, tuple[memoryview, list[memoryview]]] = {}
+        self._scratch = memoryview(b"")
+        #: What the files of this driver share, by device and inode.
+        self.shared: weakref.WeakValueDictionary[tuple[int, int, int], Any] = (
+            weakref.WeakValueDictionary()
+        )
+        _live.add(self)
+
+    # -- the loop's part ------------------------------------------------------------------------
+
+    @abstractmethod
+    def waiter(self) -> Waiter:
+        """Something new to sleep on."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def check_running(self) -> None:
+        """Raise RuntimeError unless this is the loop that runs, in this thread; note the thread."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _call_soon(self, callback: Callable[[], object]) -> None:
+        """Have it called in the loop's next turn."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _call_threadsafe(self, callback: Callable[[], object]) -> None:
+        """Have it called soon; from any thread. Does nothing when the loop is gone."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
+        """Have it called whenever fd is readable."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _unwatch(self, fd: int) -> None:
+        raise NotImplementedError
+
+    @abstractmethod
+    def wake(self, waiter: Waiter, result: object, error: BaseException | None) -> None:
+        """Give a waiter, of whatever loop, its result or its error."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def guard(self) -> None:
+        """See to it that the loop ends this driver when it ends, if it can."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def settle(self, operation: Operation) -> Awaitable[Any]:
+        """Wait for an operation; when cancelled, withdraw it or wait for its end."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def abandon(self, operation: Operation) -> None:
+        """Nobody will wait for an operation any more; it holds no memory of the caller's."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def pause(self) -> Awaitable[None]:
+        """Let every other task run once."""
+        raise NotImplementedError
+
+    # -- the kernel's part ----------------------------------------------------------------------
+
+    def aio(self, *, required: bool = False) -> bool:
+        """Whether there is native AIO. Makes the context at the first call; that takes 0.1 ms.
+
+        required: raise where there is none.
+
+        Raises:
+            OSError: io_setup's, with advice. ENOSYS and EPERM only when required.
+            ClosedError, ForkedError.
+        """
+        self._check()
+        if self._context is None and self._denied is None:
+            try:
+                context = IOContext(self.nr_events, max_batch=self.nr_events)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EPERM):
+                    raise
+                self._denied = error
+            else:
+                self._context = context
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _retire, [context], self._workers)
+                self._watch(context.fileno(), self._on_readable)
+        if self._denied is not None:
+            if required:
+                raise self._denied
+            _warn_once(self._denied)
+        return self._context is not None
+
+    @property
+    def context(self) -> IOContext | None:
+        """The context, once it is needed."""
+        return self._context
+
+    # -- in -------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """To be called before an operation is begun.
+
+        Raises:
+            ClosedError, ForkedError: it was shut down, or is the parent's.
+            RuntimeError: called from another loop.
+        """
+        if self.thread != get_ident():
+            self.check_running()
+        if self.refusal is not None:
+            self._check()
+
+    def begin(self, operation: Operation) -> None:
+        """Have an operation submitted in the loop's next turn, or with a full batch."""
+        waiting = self._waiting
+        waiting.append(operation)
+        if not self._soon:
+            if not self._plugs:
+                self._soon = True
+                self._call_soon(self._flush)
+        elif not len(waiting) % self.max_batch and not self._plugs:
+            self._turn(reset=False, collect=False)
+
+    def offload(self, operation: Operation) -> None:
+        """Have an operation that may block performed in a thread."""
+        self._heavy.append(operation)
+        self._pump()
+
+    def call(
+        self, function: Callable[[], object], unwanted: Callable[[Any], object] | None = None
+    ) -> Call:
+        """`offload` a function; await the operation's waiter.
+
+        Raises: as `admit`.
+        """
+        self.admit()
+        operation = Call(self, function, unwanted)
+        self.offload(operation)
+        return operation
+
+    def dispose(self, function: Callable[[], object]) -> None:
+        """Have a thread call a function that nobody waits for; also after `shutdown`."""
+        if self._workers.stopped:
+            function()
+        else:
+            self._heavy.append(Call(self, function))
+            self._pump()
+
+    def plugged(self) -> Plug:
+        """A `with` block whose operations are submitted together at its end, at once."""
+        return Plug(self)
+
+    async def last_call(self, function: Callable[[], object]) -> None:
+        """Call a function in a thread, also after `shutdown`; then it is called here."""
+        if self.refusal is not None:
+            function()
+        else:
+            await self.settle(self.call(function))
+
+    def more_scratch(self, nbytes: int) -> tuple[memoryview, list[memoryview]]:
+        """Memory for one read of what is cached, to be copied before anything else runs."""
+        if nbytes > len(self._scratch):
+            self._scratch = memoryview(bytearray(nbytes))
+        if len(self.scratch) >= _SIZES:
+            self.scratch.clear()
+        view = self._scratch[:nbytes]
+        self.scratch[nbytes] = view, [view]
+        return view, [view]
+
+    async def breathe(self) -> None:
+        """Let the loop have its turn, after many answers at once; then there is credit again."""
+        self._breathing += 1
+        try:
+            await self.pause()
+        finally:
+            self._breathing -= 1
+        # Shared among those who want it, so that a turn stays short however many they are.
+        self.credit = min(max(_TURN_CREDIT // (self._breathing + 1), 1), _RUN_CREDIT)
+
+    # -- on -------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._soon = False
+        if self._plugs:
+            return
+        self._turn(reset=False, collect=False)
+
+    def _on_readable(self) -> None:
+        self._turn(reset=True, collect=True)
+
+    def _again(self) -> None:
+        """The bottom half: what an exception, or the bound on passes, left behind."""
+        self._turn(reset=False, collect=True)
+
+    def _turn(self, *, reset: bool, collect: bool) -> None:
+        """Dispatch what has completed, submit what waits, and so on while that brings more."""
+        context = self._context
+        if context is None or context.closed:
+            return
+        try:
+            self._passes(context, reset, collect)
+        except BaseException:
+            self._call_soon(self._again)
+            raise
+        retry = context.retry_in
+        if retry is not None and not self._retrying:
+            self._retrying = True
+            self._call_later(retry, self._retry)
+        if self._idle:
+            self._tell_idle()
+
+    def _retry(self) -> None:
+        self._retrying = False
+        if self._context is not None and not self._context.closed:
+            self._again()
+
+    def _passes(self, context: IOContext, reset: bool, collect: bool) -> None:
+        arrived = self._arrived
+        for _ in range(MAX_PASSES):
+            if collect:
+                context.collect(arrived, reset=reset)
+                reset = False
+                if arrived:
+                    self._dispatch()
+            if not self._waiting or not self._submit(context):
+                return
+            # What completed inside io_submit is in the ring already.
+            collect = True
+        self._call_soon(self._again)
+
+    def _dispatch(self) -> None:
+        arrived = self._arrived
+        while arrived:
+            request, res, _ = arrived[0]
+            operation: Operation = request.user_data  # type: ignore[assignment]
+            if operation.request is request:
+                try:
+                    operation.completed(res)
+                except Exception as error:  # noqa: BLE001 - its task has to know
+                    operation.fail(error)
+            arrived.popleft()
+
+    def _submit(self, context: IOContext) -> bool:
+        """Start what there is room for; whether anything was."""
+        waiting = self._waiting
+        room = self.nr_events - context.outstanding - len(self._arrived)
+        if room <= 0:
+            return False
+        batch: list[Request] = []
+        taken = 0
+        try:
+            taken = self._start(batch, room)
+            if batch:
+                context.submit(*batch)
+            deque(starmap(waiting.popleft, repeat((), taken)), maxlen=0)
+        except BaseException as error:
+            # Either all of the batch was taken or nothing.
+            if batch and batch[0].state in (State.PENDING, State.IN_FLIGHT):
+                while waiting and waiting[0].request in batch:
+                    waiting.popleft()
+            elif isinstance(error, Exception):
+                for operation in list(islice(waiting, taken)):
+                    waiting.popleft()
+                    if operation.request is not None:
+                        operation.fail(error)
+                return False
+            raise
+        if waiting and not self._soon and len(batch) < room:
+            self._soon = True  # the turn had its share
+            self._call_soon(self._flush)
+        return bool(batch)
+
+    def _start(self, batch: list[Request], room: int) -> int:
+        """Start operations from the front, at most room; how many are to leave the queue."""
+        taken = nbytes = 0
+        for operation in self._waiting:
+            request = None
+            try:
+                request = operation.start()
+            except Exception as error:  # noqa: BLE001 - its task has to know
+                operation.fail(error)
+            taken += 1
+            if request is not None:
+                request.user_data = operation
+                batch.append(request)
+                nbytes += operation.nbytes
+                if len(batch) == room or nbytes >= _TURN_BYTES:
+                    break
+        return taken
+
+    # -- threads --------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Have threads perform what is heavy, as many as there may be."""
+        heavy, performing = self._heavy, self._performing
+        while heavy and len(performing) < MAX_THREADS:
+            operation = heavy.popleft()
+            try:
+                request = operation.start()
+            except Exception as error:  # noqa: BLE001 - its task has to know
+                operation.fail(error)
+                continue
+            if operation.phase != Phase.STARTED:
+                continue
+            performing.add(operation)
+            self._workers.post(self._perform, operation, request)
+
+    def _perform(self, operation: Operation, request: Request | None) -> None:
+        """In a thread."""
+        try:
+            res = operation.perform(request)
+        except BaseException as error:  # noqa: BLE001 - only MemoryError and the like come here
+            res = -(getattr(error, "errno", None) or errno.EIO)
+        self._performed.append((operation, res))
+        if not self._told:
+            self._told = True
+            self._call_threadsafe(self._on_performed)
+
+    def _on_performed(self) -> None:
+        self._told = False
+        performed = self._performed
+        while performed:
+            operation, res = performed[0]
+            if operation in self._performing:
+                self._performing.discard(operation)
+                try:
+                    operation.completed(res)
+                except Exception as error:  # noqa: BLE001 - its task has to know
+                    operation.fail(error)
+            performed.popleft()
+        self._pump()
+        if self._idle:
+            self._tell_idle()
+
+    # -- end ------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is under way."""
+        return bool(
+            self._waiting
+            or self._heavy
+            or self._performing
+            or self._arrived
+            or (
+                self._context is not None and not self._context.closed and self._context.outstanding
+            )
+        )
+
+    def _tell_idle(self) -> None:
+        if not self.busy:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                if not waiter.done():
+                    self.wake(waiter, None, None)
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way."""
+        while self.busy:
+            waiter = self.waiter()
+            self._idle.append(waiter)
+            await waiter
+
+    async def shutdown(self) -> None:
+        """Take nothing more, wait for what is under way, and give everything back.
+
+        Idempotent. The loop is not blocked: io_destroy's 30 ms pass in a thread.
+        """
+        if self._pid != os.getpid():
+            return
+        if self.refusal is None:
+            self.refusal = ClosedError("the driver of this event loop was shut down")
+        await self.drained()
+        context = self._context
+        if context is not None and not context.closed:
+            self._unwatch(context.fileno())
+            closing = Call(self, context.close)
+            self._heavy.append(closing)
+            self._pump()
+            await self.settle(closing)
+        self._finalizer.detach()
+        self._workers.stop()
+
+    def _check(self) -> None:
+        if self.refusal is not None:
+            raise type(self.refusal)(*self.refusal.args)
+
+    def statistics(self) -> dict[str, int]:
+        """How much waits and is under way."""
+        return {
+            "waiting": len(self._waiting),
+            "in_flight": 0 if self._context is None else self._context.outstanding,
+            "offloaded": len(self._heavy) + len(self._performing),
+        }
+
+
+class Plug:
+    """See `Driver.plugged`."""
+
+    __slots__ = ("_driver",)
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> None:
+        self._driver._plugs += 1
+
+    def __exit__(self, *exception: object) -> None:
+        driver = self._driver
+        driver._plugs -= 1
+        if not driver._plugs and driver._waiting:
+            driver._turn(reset=False, collect=False)
+
+
+_live: Final[weakref.WeakSet[Driver]] = weakref.WeakSet()
+_warned: Final[set[int]] = set()
+
+
+def _warn_once(denied: OSError) -> None:
+    if denied.errno not in _warned:
+        _warned.add(denied.errno or 0)
+        why = " ".join([str(denied), *getattr(denied, "__notes__", ())])
+        warnings.warn(
+            f"no native AIO here, threads are used instead: {why}", RuntimeWarning, stacklevel=4
+        )
+
+
+def _retire(contexts: list[IOContext], workers: Workers) -> None:
+    """Give back what a driver had that nobody shut down."""
+    workers.stop()
+    for context in contexts:
+        if context.closed:
+            continue
+        try:
+            threading.Thread(target=_close, args=(context,), name="rawaio close").start()
+        except RuntimeError:  # the interpreter ends, and starts no threads any more
+            _close(context)
+
+
+def _close(context: IOContext) -> None:
+    try:
+        context.close()
+    except Exception as error:  # noqa: BLE001 - there is nobody to tell
+        report(error, context)
+
+
+def _after_fork_in_child() -> None:
+    for driver in list(_live):
+        driver.refusal = ForkedError("the driver belongs to the parent process")
+        driver._finalizer.detach()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
