@@ -325,7 +325,7 @@ class IOContext:
             self._kernel.nudge()
             queue.kick()
             return True
-        if any(c[0] is request and c[1] == -errno.ECANCELED for c in list(self._done)):
+        if any(c[0] is request and c[1] == -errno.ECANCELED for c in _snapshot(self._done)):
             return True
         if request.opcode is not Opcode.POLL:
             return False
@@ -713,6 +713,15 @@ class IOContext:
             self._fetching = False
             while self._queue.lock._is_owned():
                 self._queue.lock.release()
+
+
+def _snapshot(completions: deque[Completion]) -> list[Completion]:
+    """What is in a deque that other threads add to and take from, without a lock."""
+    while True:
+        try:
+            return list(completions)
+        except RuntimeError:
+            continue  # changed meanwhile, which takes a build without the GIL
 
 
 def _call(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,34 @@ def test_twice(ctx: rawaio.IOContext, pipe: Pipe, where: str) -> None:
         assert _canceled(ctx.reap(min_nr=1)) == [poll]
         assert ctx.cancel(poll) is False
     assert ctx.drain() == []
+
+
+class Changing(deque[rawaio.Completion]):
+    """A deque that other threads change while it is looked through, the first few times."""
+
+    changes = 3
+
+    def __iter__(self) -> Iterator[rawaio.Completion]:
+        for completion in super().__iter__():
+            if self.changes:
+                self.changes -= 1
+                self.rotate()
+            yield completion
+
+
+def test_completions_come_and_go_while_it_looks(ctx: rawaio.IOContext, pipe: Pipe) -> None:
+    """As they do without the GIL, from which list(deque) is safe."""
+    poll, write = pipe.poll(), _write(pipe.writable)
+    with ctx.plugged():
+        ctx.submit(poll, write)
+        assert ctx.cancel(write)
+        assert ctx.cancel(poll)
+        done, changing = ctx._done, Changing(ctx._done)
+        ctx._done = changing
+        assert ctx.cancel(poll) is True
+        assert changing.changes == 0
+        ctx._done = done
+    assert _canceled(ctx.drain()) == [write, poll]
 
 
 def test_a_cancel_makes_way_for_what_is_pending(make: _Make, null: int, pipe: Pipe) -> None:
