@@ -123,6 +123,7 @@ class IOContext:
         )
         self._by_syscall = SyscallEvents(kernel.ctx_id)
         self._ring = CompletionRing(kernel.ctx_id, counted=True)
+        kernel.sources = self._ring, self._by_syscall
         self._use_ring = self._ring.usable and not force_syscalls
         self._counted = self._use_ring and self._ring.ordering is Ordering.COUNTED
         if self._counted:
@@ -405,8 +406,7 @@ class IOContext:
             with self._queue.lock:
                 self._closed = True
                 self._direct = False
-                self._ring.close()
-                self._by_syscall.close()
+                self._kernel.close_sources()
             self._kernel.destroy()
             if self._waiters:
                 self._kernel.nudge()  # the last of them closes the eventfd

@@ -6,6 +6,8 @@ Laws:
   the same uninterrupted step that got it, and dropped in the one that gives it back.
 - Nobody's memory is freed while the kernel holds it: the last resort, for a context that nobody
   closed, is io_destroy, which waits; and the queue with its table lives until that has returned.
+- Nobody reads completions any more when io_destroy unmaps the ring they come from: also a daemon
+  thread, which goes on when the program ends, gets a `ClosedError`.
 - In a forked child nothing is done at all.
 """
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
+    from .protocols import CompletionSource
     from .queue import SubmissionQueue
     from .request import Request
     from .ring import CompletionRing
@@ -44,13 +47,15 @@ class Kernel:
     Refers to the queue, whose table owns what the kernel holds, and not to the `IOContext`.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_ctx_id", "_fds", "pid", "queue", "ring")
+    __slots__ = ("__weakref__", "_cell", "_ctx_id", "_fds", "pid", "queue", "ring", "sources")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.queue: SubmissionQueue | None = None
         # A ring that believes only what the eventfd has counted, if it is one.
         self.ring: CompletionRing | None = None
+        #: What completions are read from, under the queue's lock.
+        self.sources: tuple[CompletionSource, ...] = ()
         self._ctx_id = ctypes.c_ulong(0)
         self._cell = memoryview(self._ctx_id).cast("B").cast("Q")
         self._fds: list[int] = []
@@ -109,6 +114,13 @@ class Kernel:
                 if self.ring is not None:
                     self.ring.credit(counted)
 
+    def close_sources(self) -> None:
+        """Let nobody read completions any more. Idempotent; to be called before `destroy`."""
+        assert self.queue is not None
+        with self.queue.lock:  # and so nobody is reading
+            for source in self.sources:
+                source.close()
+
     def destroy(self) -> None:
         """io_destroy, unless that was done. Can block: until the kernel is done with everything."""
         if self._cell[0]:
@@ -139,6 +151,7 @@ class Kernel:
             self.queue.refuse(ClosedError("the context was never closed, and is gone"))
             self.queue.dead = True
             in_flight = self.queue.in_flight
+            self.close_sources()
         self.destroy()
         self.close_eventfd()
         if unclosed:  # the last, because a warning may be an exception

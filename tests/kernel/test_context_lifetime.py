@@ -311,3 +311,39 @@ def test_a_program_that_fails_with_requests_in_flight(tmp_path: Path, filters: s
     done = run_program(f"{source}\nctx = begin()\n1 / 0\n", "-W", filters, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+_GOES_ON = """
+import atexit, threading
+threads, refused = [], []
+
+@atexit.register  # before the first context, and so run behind what gives the last one back
+def finish():
+    for thread in threads:
+        thread.join(LIMIT_S)
+    print(len(refused))
+
+import rawaio
+from tests.context_support import LIMIT_S, new_context
+ctx, going = new_context(sys.argv[1]), threading.Event()
+
+def look():
+    try:
+        while True:
+            eval(sys.argv[2])
+            going.set()
+    except rawaio.ClosedError:
+        refused.append(True)
+
+for _ in range(2):
+    threads.append(threading.Thread(target=look, daemon=True))
+    threads[-1].start()
+assert going.wait(LIMIT_S)
+"""
+
+
+@pytest.mark.parametrize("look", ["ctx.reap()", "ctx.process_completions()", "ctx.drain()"])
+def test_daemon_threads_look_on_while_the_program_ends(kind: str, look: str) -> None:
+    """The ring is unmapped then."""
+    done = run_program(f"import sys; sys.argv[1:] = {[kind, look]!r}\n{_GOES_ON}")
+    assert done.stdout == "2\n"
