@@ -232,15 +232,13 @@ class SubmissionQueue:
             TypeError: not a Request.
             ClosedError, ForkedError: the queue takes no more.
         """
-        if self._refusal is not None:
-            raise self._refused()
         pending = self.pending
         n = len(requests)
         if n == 1 and _GIL and len(pending) < self.max_pending:
-            # No call and no loop until the append: no other thread and no signal handler runs in
-            # between, so the lock would only cost time.
             request = requests[0]
-            if type(request) is Request and request._state is _COMPLETED:
+            # From the second condition on no call and no loop until the append: no other thread and
+            # no signal handler runs in between, so the lock would only cost time.
+            if type(request) is Request and request._state is _COMPLETED and self._refusal is None:
                 submitted = self.submitted
                 try:
                     request._state = _PENDING

@@ -73,15 +73,15 @@ class Driver:
 class ObservedLock:
     """A re-entrant lock that tells when a thread has to wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[], object]) -> None:
         self._lock = threading.RLock()
-        self.on_wait: Callable[[], object] = lambda: None
+        self._on_wait = on_wait
 
     def acquire(self, blocking: bool = True) -> bool:
         if self._lock.acquire(blocking=False):
             return True
         if blocking:
-            self.on_wait()
+            self._on_wait()
             return self._lock.acquire()
         return False
 
@@ -137,7 +137,8 @@ class InThread:
 def switch_points(code: CodeType) -> frozenset[int]:
     """The offsets of the instructions that another thread's may come before.
 
-    With a GIL they are those behind calls and the start, and those that are jumped back to.
+    With a GIL they are those behind calls and the start, and those that are jumped back to. (3.11's
+    PRECALL is a part of the call: it does not look whether the GIL is wanted.)
     """
     everywhere = not getattr(sys, "_is_gil_enabled", lambda: True)()
     points: set[int] = set()
@@ -145,7 +146,7 @@ def switch_points(code: CodeType) -> frozenset[int]:
     for instruction in dis.get_instructions(code):
         if switches or everywhere:
             points.add(instruction.offset)
-        switches = instruction.opname.startswith(("RESUME", "CALL", "PRECALL"))
+        switches = instruction.opname.startswith(("RESUME", "CALL"))
         if instruction.opname.startswith("JUMP_BACKWARD"):
             points.add(instruction.argval)
     return frozenset(points)
@@ -219,15 +220,13 @@ def interleave(
     """Run two calls on one queue, with the second at each switch point of the first in turn.
 
     make returns a new queue, and the two. The second runs in a thread of its own, to its end, or
-    until it has to wait for the lock that the first holds. Returns how many runs that took.
+    until it has to wait for a lock that the first holds. Returns how many runs that took.
     """
     number = 0
     while True:
         queue, first, second = make()
-        lock = ObservedLock()
-        queue.lock = lock
         moved_on = threading.Event()
-        lock.on_wait = moved_on.set
+        queue.lock, queue.turn = ObservedLock(moved_on.set), ObservedLock(moved_on.set)
         beside = InThread(second, moved_on)
         with at_switch_point(number, beside.run_until) as passed:
             first()

@@ -14,7 +14,7 @@ import pytest
 
 from rawaio.errors import BusyError, ClosedError, ForkedError, RawAIOError
 from rawaio.lifecycle import complete_one
-from rawaio.queue import MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
+from rawaio.queue import _GIL, MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
 from rawaio.request import Completion, Request, State
 from rawaio.testing import SimulatedKernel
 from tests.queue_support import Driver, InThread, interleave
@@ -1685,3 +1685,35 @@ def test_check_finds_what_is_wrong(corrupt: Callable[[SubmissionQueue], None]) -
     with pytest.raises(AssertionError):
         queue._check()
     assert not queue.lock._is_owned()
+
+
+@pytest.mark.parametrize("make_one", [fsyncs, completed])
+@pytest.mark.parametrize("gil", sorted({False, _GIL}))
+def test_who_refuses_and_then_has_the_turn_sees_all_that_was_taken(
+    make_one: Callable[[int], list[Request]], gil: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `IOContext.close` does, which waits for all that and then forgets the queue."""
+    monkeypatch.setattr("rawaio.queue._GIL", gil)
+    taken: list[bool] = []
+    seen: list[int] = []
+
+    def build() -> tuple[SubmissionQueue, Callable[[], object], Callable[[], object]]:
+        queue, _, _ = make()
+        requests = make_one(1)
+
+        def push() -> None:
+            try:
+                taken.append(bool(queue.push(requests)))
+            except ClosedError:
+                taken.append(False)
+
+        def close() -> None:
+            queue.refuse(ClosedError("closed"))
+            with queue.turn:
+                seen.append(queue.outstanding)
+
+        return queue, push, close
+
+    interleave(build, lambda: None)
+    assert [bool(n) for n in seen] == taken[: len(seen)]
+    assert set(taken) == {False, True}
