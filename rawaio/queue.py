@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PASSES", "PlugSection", "QueueFullError", "SubmissionQueue"]
 
 _PENDING, _COMPLETED = State.PENDING, State.COMPLETED
-# Whether threads take turns between bytecodes, and only behind calls and jumps back.
-_GIL: Final[bool] = getattr(sys, "_is_gil_enabled", lambda: True)()
+# Whether threads take turns between bytecodes, and only behind calls and jumps back. Asked of the
+# build: a free-threaded one may have a GIL while some module is imported, and none afterwards.
+_GIL: Final[bool] = "t" not in sys.abiflags
 # How often one flush starts again for requests that were pushed while it was under way. QEMU's
 # bound on the same chain of submissions that complete at once.
 MAX_PASSES: Final = 8

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
+import subprocess
+import sys
+import sysconfig
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +22,7 @@ from rawaio.queue import _GIL, MAX_PASSES, PlugSection, QueueFullError, Submissi
 from rawaio.request import Completion, Request, State
 from rawaio.testing import SimulatedKernel
 from tests.queue_support import Driver, InThread, interleave
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from rawaio.queue import Submit
@@ -1717,3 +1722,21 @@ def test_who_refuses_and_then_has_the_turn_sees_all_that_was_taken(
     interleave(build, lambda: None)
     assert [bool(n) for n in seen] == taken[: len(seen)]
     assert set(taken) == {False, True}
+
+
+@pytest.mark.parametrize("gil", ["0", "1"])
+def test_a_build_that_can_do_without_the_gil_counts_as_without(gil: str) -> None:
+    """Whatever there is at the moment: an import may have it turned on for as long as it takes."""
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    if gil == "0" and not free_threaded:
+        pytest.skip("this build cannot do without the GIL")
+    source = "import rawaio.queue; print(rawaio.queue._GIL)"
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON_GIL": gil, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{not free_threaded}\n"
