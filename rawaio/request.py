@@ -138,7 +138,6 @@ class Request:
             known = ", ".join(f"{o.name} {o.value}" for o in Opcode)
             raise ValueError(f"unknown opcode {opcode!r}; known are {known}") from None
         self._state = _NEW
-        self._own_iocb: tuple[object, memoryview, int] | None = None
         self.callback = callback
         self.user_data = user_data
         self._fd, self._fileno = fd, _fileno(fd)
@@ -165,6 +164,8 @@ class Request:
                 raise ValueError(f"{self._opcode.name} takes no rw_flags")
             if self._opcode is Opcode.POLL:
                 self._events = self._pinned_at = _checked_events(events)
+                block = (ctypes.c_char * _IOCB.size)()
+                self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
             elif events:
                 raise ValueError(f"{self._opcode.name} takes no events")
         self._encode()
@@ -461,14 +462,12 @@ class Request:
         return res
 
     def own_iocb(self) -> tuple[memoryview, int]:
-        """64 bytes that hold an iocb of this request alone, and their address.
+        """64 bytes that hold an iocb of this poll alone, and their address.
 
-        io_cancel finds a request by the address of the iocb it was submitted from.
+        io_cancel finds a request by the address of the iocb it was submitted from. It is the same
+        from the beginning on: one thread may ask for it to cancel, while another submits.
         """
-        if self._own_iocb is None:
-            block = (ctypes.c_char * _IOCB.size)()
-            self._own_iocb = block, memoryview(block).cast("B"), ctypes.addressof(block)
-        return self._own_iocb[1:]
+        return self._own_iocb
 
     def _refuse_change(self) -> None:
         raise BusyError(f"{self!r} is under way and cannot be changed")

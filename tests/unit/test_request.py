@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import select
+import threading
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from rawaio.request import (
 )
 from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
+from tests.queue_support import at_switch_point
 from tests.support import address_of
 
 MAX_OFFSET = 2**63 - 1
@@ -1216,6 +1218,31 @@ def test_an_own_iocb_never_moves() -> None:
     block[0] = 77
     assert ctypes.string_at(address, 64) == block.tobytes()
     assert make("poll").own_iocb()[1] != address
+
+
+def test_two_threads_that_ask_for_the_own_iocb_get_the_same() -> None:
+    """One that submits the poll, and one that cancels it."""
+    number = 0
+    while True:
+        request = make("poll")
+        found: list[tuple[memoryview, int]] = []
+
+        def ask(request: Request = request, found: list[Any] = found) -> None:
+            found.append(request.own_iocb())
+
+        def ask_beside(ask: Callable[[], None] = ask) -> None:
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+
+        with at_switch_point(number, ask_beside) as passed:
+            ask()
+        ask()
+        assert len({address for _, address in found}) == 1
+        if passed[0] <= number:
+            break
+        number += 1
+    assert number >= 1
 
 
 def test_a_batch_larger_than_the_slab_is_refused() -> None:
