@@ -676,7 +676,7 @@ class IOContext:
             self._waiters.add(waiter)
             # Whoever changes one of these looks for waiters afterwards.
             ready = self._closed or ((self._done or self._ready) and not collecting)
-            if not ready and queue.outstanding:
+            if not ready and self._has_to_sleep():
                 retry = queue.retry_in
                 if retry is not None and (timeout is None or timeout > retry):
                     timeout = retry
@@ -685,6 +685,13 @@ class IOContext:
         except BaseException:
             self._leave(waiter)
             raise
+
+    def _has_to_sleep(self) -> bool:
+        queue = self._queue
+        with queue.lock:
+            outstanding = bool(queue.in_queue or queue.in_flight)
+            self._waits += outstanding
+        return outstanding
 
     def _leave(self, waiter: object) -> None:
         self._waiters.discard(waiter)
@@ -698,7 +705,6 @@ class IOContext:
         except IndexError:
             poller = select.poll()
             poller.register(self._kernel.eventfd, select.POLLIN)
-        self._waits += 1
         wait_ms = _LONGEST_WAIT_MS
         if timeout is not None:
             wait_ms = math.ceil(min(timeout * 1000, _LONGEST_WAIT_MS))

@@ -67,8 +67,15 @@ class Kernel:
 
     @property
     def eventfd(self) -> int:
-        """The eventfd that every request signals."""
-        return self._fds[0]
+        """The eventfd that every request signals.
+
+        Raises:
+            ClosedError: it is closed, maybe since the caller has looked.
+        """
+        try:
+            return self._fds[0]
+        except IndexError:
+            raise ClosedError("the context is closed") from None
 
     def open(self, nr_events: int) -> None:
         """Get both.

@@ -248,3 +248,18 @@ def test_the_eventfd_is_closed_once(
     ctx.close()
     threads.join()
     assert closes == [fd]
+
+
+def test_a_close_behind_the_check_of_fileno(
+    ctx: rawaio.IOContext, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = ctx._check
+
+    def check_and_be_held_up() -> None:
+        check()
+        threads.start(ctx.close)
+        threads.join()
+
+    monkeypatch.setattr(ctx, "_check", check_and_be_held_up)
+    with pytest.raises(rawaio.ClosedError):
+        ctx.fileno()

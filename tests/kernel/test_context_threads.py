@@ -10,6 +10,7 @@ import pytest
 
 import rawaio
 from rawaio import Completion, Request
+from rawaio.queue import SubmissionQueue
 from tests.context_support import (
     LIMIT_S,
     Pipe,
@@ -19,6 +20,7 @@ from tests.context_support import (
     sleeper,
     together,
 )
+from tests.queue_support import interleave
 
 _Make = Callable[..., rawaio.IOContext]
 _Pipes = Callable[[int], list[Pipe]]
@@ -483,3 +485,17 @@ def test_of_two_that_submit_the_same_one_wins(
         assert sorted(won) == [0, together]
         assert requests(ctx.drain()) == mine
     assert ctx.statistics().submitted == 50 * together
+
+
+def test_of_two_that_go_to_sleep_both_are_counted(ctx: rawaio.IOContext, pipe: Pipe) -> None:
+    ctx.submit(pipe.poll())
+    before = [0]
+
+    def build() -> tuple[SubmissionQueue, Callable[[], object], Callable[[], object]]:
+        before[0] = ctx.statistics().waits
+        return ctx._queue, ctx._has_to_sleep, ctx._has_to_sleep
+
+    def check() -> None:
+        assert ctx.statistics().waits == before[0] + 2
+
+    assert interleave(build, check) > 1
