@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -131,6 +132,24 @@ def sleeper(ctx: rawaio.IOContext, wait: Callable[..., object] | None = None) ->
 
     ctx._sleep = observed  # type: ignore[method-assign]
     return asleep
+
+
+@contextmanager
+def unraisable() -> Iterator[list[tuple[BaseException, str]]]:
+    """What goes to sys.unraisablehook: the exception, and whose it is said to be.
+
+    No fixture, for pytest before 8.4 sets a hook of its own between the fixtures and the test.
+    """
+    seen: list[tuple[BaseException, str]] = []
+
+    def hook(what: sys.UnraisableHookArgs) -> None:
+        assert what.exc_value is not None
+        assert what.exc_type is type(what.exc_value)
+        seen.append((what.exc_value, repr(what.object)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", hook)
+        yield seen
 
 
 def results(completions: Sequence[rawaio.Completion]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from tests.context_support import (
     requests,
     results,
     sleeper,
+    unraisable,
     wait_readable,
 )
 
@@ -28,20 +28,6 @@ _DEPTH = 8  # how deep reaps may nest
 
 def _write(fd: int, callback: Callable[[Completion], object] | None = None) -> Request:
     return Request.pwrite(fd, b"x", 0, callback=callback)
-
-
-@pytest.fixture
-def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
-    """What goes to sys.unraisablehook: the exception, and whose it is said to be."""
-    seen: list[tuple[object, object]] = []
-
-    def hook(what: sys.UnraisableHookArgs) -> None:
-        assert what.exc_value is not None
-        assert what.exc_type is type(what.exc_value)
-        seen.append((what.exc_value, repr(what.object)))
-
-    monkeypatch.setattr(sys, "unraisablehook", hook)
-    return seen
 
 
 # -- when ------------------------------------------------------------------------------------------
@@ -240,13 +226,12 @@ def test_a_callback_may_close_when_close_runs_it(ctx: rawaio.IOContext, null: in
     assert results(seen) == [1]
 
 
-def test_a_callback_cannot_submit_when_close_runs_it(
-    ctx: rawaio.IOContext, null: int, unraisable: list[tuple[object, object]]
-) -> None:
+def test_a_callback_cannot_submit_when_close_runs_it(ctx: rawaio.IOContext, null: int) -> None:
     request = _write(null)
     ctx.submit(_write(null, lambda _: ctx.submit(request)))
-    ctx.close()
-    assert [type(error) for error, _ in unraisable] == [rawaio.ClosedError]
+    with unraisable() as raised:
+        ctx.close()
+    assert [type(error) for error, _ in raised] == [rawaio.ClosedError]
     assert request.state is rawaio.State.NEW
 
 
@@ -254,7 +239,7 @@ def test_a_callback_cannot_submit_when_close_runs_it(
 
 
 def test_an_exception_goes_to_the_hook_and_costs_nobody_anything(
-    ctx: rawaio.IOContext, null: int, unraisable: list[tuple[object, object]]
+    ctx: rawaio.IOContext, null: int
 ) -> None:
     seen: list[Completion] = []
     error = ZeroDivisionError("mine")
@@ -264,10 +249,11 @@ def test_an_exception_goes_to_the_hook_and_costs_nobody_anything(
 
     submitted = [_write(null, callback) for callback in (seen.append, fail, None, seen.append)]
     ctx.submit(*submitted)
-    assert requests(ctx.reap(min_nr=4)) == submitted
+    with unraisable() as raised:
+        assert requests(ctx.reap(min_nr=4)) == submitted
     assert requests(seen) == [submitted[0], submitted[3]]
-    assert unraisable == [(error, repr(fail))]
-    assert unraisable[0][0] is error
+    assert raised == [(error, repr(fail))]
+    assert raised[0][0] is error
     ctx._queue._check()
 
 
@@ -433,29 +419,29 @@ class Chain:
 
 @pytest.mark.parametrize("then", ["nothing", "reap", "process_completions"])
 def test_a_chain_neither_overflows_the_stack_nor_loses_one(
-    ctx: rawaio.IOContext, null: int, then: str, unraisable: list[tuple[object, object]]
+    ctx: rawaio.IOContext, null: int, then: str
 ) -> None:
     chain = Chain(ctx, null, 10_000)
     chain.then = getattr(ctx, then, list[Completion])
-    chain.run()
-    assert unraisable == []
+    with unraisable() as raised:
+        chain.run()
+    assert raised == []
     assert len(chain.seen) == 10_000
     assert chain.deepest == (1 if then == "nothing" else _DEPTH)
     assert not ctx._depth
 
 
 @pytest.mark.parametrize("how", ["reap", "drain"])
-def test_a_wait_too_deep_is_refused(
-    ctx: rawaio.IOContext, null: int, how: str, unraisable: list[tuple[object, object]]
-) -> None:
+def test_a_wait_too_deep_is_refused(ctx: rawaio.IOContext, null: int, how: str) -> None:
     chain = Chain(ctx, null, 20)
     chain.then = ctx.drain if how == "drain" else lambda: ctx.reap(min_nr=1)
-    chain.run()
+    with unraisable() as raised:
+        chain.run()
     assert len(chain.seen) == 20
     assert chain.deepest == _DEPTH
-    assert unraisable
-    assert {type(error) for error, _ in unraisable} == {rawaio.BusyError}
-    assert all("8 reaps deep" in str(error) for error, _ in unraisable)
+    assert raised
+    assert {type(error) for error, _ in raised} == {rawaio.BusyError}
+    assert all("8 reaps deep" in str(error) for error, _ in raised)
 
 
 def test_the_depth_is_each_threads_own(ctx: rawaio.IOContext, null: int, threads: Threads) -> None:

@@ -23,6 +23,7 @@ from tests.context_support import (
     requests,
     results,
     sleeper,
+    unraisable,
     wait_readable,
 )
 
@@ -280,75 +281,63 @@ class Stranger:
         assert syscalls.io_submit(self.ctx._kernel.ctx_id, 1, ctypes.addressof(pointer)) == 1
 
 
-@pytest.fixture
-def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[tuple[BaseException, str]]:
-    seen: list[tuple[BaseException, str]] = []
-
-    def hook(what: sys.UnraisableHookArgs) -> None:
-        assert what.exc_value is not None
-        seen.append((what.exc_value, repr(what.object)))
-
-    monkeypatch.setattr(sys, "unraisablehook", hook)
-    return seen
-
-
 @pytest.mark.parametrize("token", [0, 1 << 40, (1 << 64) - 1, (1 << 63)])
 def test_an_unknown_token_is_reported_and_costs_nobody_anything(
-    ctx: rawaio.IOContext, null: int, token: int, unraisable: list[tuple[BaseException, str]]
+    ctx: rawaio.IOContext, null: int, token: int
 ) -> None:
     before, after = [_write(null) for _ in range(3)], [_write(null) for _ in range(3)]
     ctx.submit(*before)
     Stranger(ctx, null).submit(token)
     ctx.submit(*after)
-    assert requests(ctx.reap(min_nr=6)) == before + after
+    with unraisable() as raised:
+        assert requests(ctx.reap(min_nr=6)) == before + after
     signed = token - ((token >> 63) << 64)
-    assert [(type(error), str(error)) for error, _ in unraisable] == [
+    assert [(type(error), str(error)) for error, _ in raised] == [
         (RawAIOError, f"an event with unknown token {signed}, res 1")
     ]
-    assert unraisable[0][1].startswith("<rawaio.IOContext")
+    assert raised[0][1].startswith("<rawaio.IOContext")
     assert (ctx.statistics().submitted, ctx.statistics().completed) == (6, 6)
     ctx._queue._check()
 
 
-def test_only_strangers(
-    ctx: rawaio.IOContext, null: int, unraisable: list[tuple[BaseException, str]]
-) -> None:
+def test_only_strangers(ctx: rawaio.IOContext, null: int) -> None:
     stranger = Stranger(ctx, null)
     for token in range(1000, 1005):
         stranger.submit(token)
-    assert ctx.process_completions() == []
-    assert len(unraisable) == 5
-    assert ctx.process_completions() == []
-    assert len(unraisable) == 5
+    with unraisable() as raised:
+        assert ctx.process_completions() == []
+        assert len(raised) == 5
+        assert ctx.process_completions() == []
+        assert len(raised) == 5
 
 
 def test_a_stranger_with_an_old_token_is_not_given_back_again(
-    ctx: rawaio.IOContext, null: int, unraisable: list[tuple[BaseException, str]]
+    ctx: rawaio.IOContext, null: int
 ) -> None:
     first, second = _write(null), _write(null)
     ctx.submit(first)
     assert requests(ctx.reap(min_nr=1)) == [first]
     Stranger(ctx, null).submit(1)
     ctx.submit(second)
-    assert requests(ctx.reap(min_nr=1)) == [second]
-    assert unraisable == []
+    with unraisable() as raised:
+        assert requests(ctx.reap(min_nr=1)) == [second]
+    assert raised == []
 
 
-def test_max_nr_is_kept_although_some_are_strangers(
-    ctx: rawaio.IOContext, null: int, unraisable: list[tuple[BaseException, str]]
-) -> None:
+def test_max_nr_is_kept_although_some_are_strangers(ctx: rawaio.IOContext, null: int) -> None:
     stranger = Stranger(ctx, null)
     submitted = [_write(null) for _ in range(6)]
     for request in submitted:
         stranger.submit(5000)
         ctx.submit(request)
     reaped: list[Completion] = []
-    while len(reaped) < 6:
-        some = ctx.reap(min_nr=1, max_nr=2)
-        assert 1 <= len(some) <= 2
-        reaped += some
+    with unraisable() as raised:
+        while len(reaped) < 6:
+            some = ctx.reap(min_nr=1, max_nr=2)
+            assert 1 <= len(some) <= 2
+            reaped += some
     assert requests(reaped) == submitted
-    assert len(unraisable) == 6
+    assert len(raised) == 6
 
 
 def test_a_hook_that_looks_at_the_context(

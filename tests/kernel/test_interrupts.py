@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,19 +224,25 @@ class Striker:
         return self
 
 
-@pytest.fixture(autouse=True)
-def eaten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What strikes in a `__del__` the interpreter itself reports and drops, whoever wrote it."""
+@contextmanager
+def _drops() -> Iterator[None]:
+    """What strikes in a `__del__` the interpreter itself reports and drops, whoever wrote it.
+
+    No fixture, for pytest before 8.4 sets a hook of its own between the fixtures and the test.
+    """
     hook = sys.unraisablehook
 
     def report(unraisable: sys.UnraisableHookArgs) -> None:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             hook(unraisable)
 
-    monkeypatch.setattr(sys, "unraisablehook", report)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", report)
+        yield
 
 
 @pytest.mark.parametrize("history", HISTORIES)
+@_drops()
 def test_every_line(history: Callable[[World], None], world: World) -> None:
     n = 0
     previous = sys.gettrace()  # that of a coverage measurement
@@ -310,6 +317,7 @@ def _ask_for_instructions() -> None:
 
 
 @pytest.mark.parametrize("history", HISTORIES)
+@_drops()
 def test_wherever_the_interpreter_delivers_it(
     history: Callable[[World], None], world: World, tripper: ctypes.PyDLL
 ) -> None:
