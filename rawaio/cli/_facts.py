@@ -1,6 +1,7 @@
 """What `doctor` finds out about the place it runs in: plain data, and the asking.
 
-Nothing is judged here. Each call is tried in a way that changes nothing.
+Nothing is judged here. Each call is tried in a way that changes nothing; where a filter may kill
+the process for it, in a forked child first.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import ctypes
 import errno
 import os
 import platform
+import resource
+import signal
 import struct
 import sys
 import sysconfig
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rawaio import IOContext, RawAIOError, UnsupportedError, syscalls
@@ -21,10 +25,11 @@ from rawaio.cli._path import Place, Timing, examine, time_reads
 from rawaio.ring import CompletionRing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator
+    from collections.abc import Callable, Collection, Generator, Mapping
 
 __all__ = [
     "CONTEXT_SIZE",
+    "OF_A_CONTEXT",
     "Call",
     "Facts",
     "IOUring",
@@ -39,6 +44,9 @@ CONTEXT_SIZE: Final = 128  # IOContext's default for nr_events
 _HEADER_SIZE: Final = ctypes.sizeof(syscalls.aio_ring)
 _STATX_BASIC_STATS: Final = 0x7FF
 _SECCOMP: Final = {"0": "none", "1": "strict", "2": "filter"}
+# Without these no context is made, used and closed.
+OF_A_CONTEXT: Final = ("io_setup", "io_submit", "io_destroy", "eventfd2")
+_KILLS: Final = "the process is killed (seccomp)"
 # What the kernel says to a call with the context 0, which never exists. So the call is there.
 _NO_CONTEXT: Final = frozenset({errno.EINVAL})
 _MEANING: Final = {
@@ -71,6 +79,7 @@ class Call:
     works: bool
     error: str | None  # the errno's name, also where it is what a call that works says
     meaning: str
+    fatal: bool = False  # the process is killed for it, by the signal that error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +157,15 @@ def gather(path: str | None = None) -> Facts:
         syscalls.numbers()
     except UnsupportedError as error:
         return Facts(system, str(error), limits)
-    calls, ring = try_calls()
-    trial = try_reads()
-    place = examine(path) if path is not None and trial.error is None else None
-    return Facts(system, None, limits, calls, ask_io_uring(), ring, trial, place)
+    fatal = find_fatal() if system.seccomp != "none" else {}
+    calls, ring = try_calls(fatal)
+    used = OF_A_CONTEXT if ring.why_not is None else (*OF_A_CONTEXT, "io_getevents")
+    deadly = [name for name in used if name in fatal]
+    trial = Trial(f"not tried, because of {', '.join(deadly)}") if deadly else try_reads()
+    place = None
+    if path is not None and trial.error is None and "statx" not in fatal:
+        place = examine(path)
+    return Facts(system, None, limits, calls, ask_io_uring(fatal), ring, trial, place)
 
 
 # -- the system ---------------------------------------------------------------------------------
@@ -192,13 +206,13 @@ def ask_limits() -> Limits:
     return Limits(_number("/proc/sys/fs/aio-nr"), _number("/proc/sys/fs/aio-max-nr"))
 
 
-def ask_io_uring() -> IOUring:
+def ask_io_uring(fatal: Mapping[str, str]) -> IOUring:
     """Whether io_uring could be used. Makes none: without parameters the kernel says EFAULT."""
     number = syscalls.numbers().io_uring_setup
-    call = _try("io_uring_setup", _raw(number, 1, 0), {errno.EFAULT})
+    call = _try(fatal, "io_uring_setup", _raw(number, 1, 0), {errno.EFAULT})
     disabled = _number("/proc/sys/kernel/io_uring_disabled")
     meaning = call.meaning
-    if disabled and not call.works:
+    if disabled and not call.works and not call.fatal:
         meaning = f"switched off: sysctl kernel.io_uring_disabled={disabled}"
     return IOUring(call.works, call.error, meaning, disabled)
 
@@ -226,10 +240,41 @@ def _fields(path: str) -> dict[str, str]:
 # -- the calls ----------------------------------------------------------------------------------
 
 
-def try_calls() -> tuple[tuple[Call, ...], Ring]:
-    """Try each system call with nothing to do for it, on a context of its own if there is one."""
+def find_fatal() -> dict[str, str]:
+    """The calls that this process would be killed for, and the names of the signals that do it.
+
+    A seccomp filter may do that instead of giving an errno. Each call is made in a forked child.
+    """
+    numbers = syscalls.numbers()._asdict().items()
+    killers = {name: _killer(number) for name, number in numbers}
+    return {name: killer for name, killer in killers.items() if killer is not None}
+
+
+def _killer(number: int) -> str | None:
+    """What signal kills who makes this call; None when none does, or it cannot be found out."""
+    try:
+        child = os.fork()
+    except OSError:
+        return None
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may die, but leave nothing
+            # Zeros are wrong for each of them, but for eventfd2, whose result is gone with the
+            # child. A filter sees numbers only, and does not follow addresses.
+            syscalls.raw_syscall()(*map(ctypes.c_long, (number, 0, 0, 0, 0, 0, 0)))
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return signal.Signals(-status).name if status < 0 else None
+
+
+def try_calls(fatal: Mapping[str, str]) -> tuple[tuple[Call, ...], Ring]:
+    """Try each system call with nothing to do for it, on a context of its own if there is one.
+
+    fatal: as `find_fatal` says; these are not made.
+    """
     made: list[int] = []
-    setup = _try("io_setup", lambda: made.append(syscalls.io_setup(CONTEXT_SIZE)))
+    setup = _try(fatal, "io_setup", lambda: made.append(syscalls.io_setup(CONTEXT_SIZE)))
     ctx_id = made[0] if made else 0
     harmless = frozenset[int]() if made else _NO_CONTEXT
     events, no_wait = syscalls.io_event(), syscalls.timespec(0, 0)
@@ -238,22 +283,30 @@ def try_calls() -> tuple[tuple[Call, ...], Ring]:
     iocb = ctypes.addressof(idle)
     numbers = syscalls.numbers()
     ring = _ask_ring(ctx_id)
+    attempt = partial(_try, fatal)
     calls = (
         setup,
-        _try("io_submit", lambda: syscalls.io_submit(ctx_id, 0, 0), harmless),
-        _try("io_getevents", lambda: syscalls.io_getevents(ctx_id, 0, 1, event, zero), harmless),
-        _try("io_cancel", lambda: syscalls.io_cancel(ctx_id, iocb, event), {errno.EINVAL}),
+        attempt("io_submit", lambda: syscalls.io_submit(ctx_id, 0, 0), harmless),
+        attempt("io_getevents", lambda: syscalls.io_getevents(ctx_id, 0, 1, event, zero), harmless),
+        attempt("io_cancel", lambda: syscalls.io_cancel(ctx_id, iocb, event), {errno.EINVAL}),
         # Last of all, it takes the context away.
-        _try("io_destroy", lambda: syscalls.io_destroy(ctx_id), harmless),
-        _try("io_pgetevents", _raw(numbers.io_pgetevents, 0, 0, 1, event, zero, 0), _NO_CONTEXT),
-        _try("eventfd2", lambda: os.close(os.eventfd(0, os.EFD_CLOEXEC))),
-        _try("statx", lambda: syscalls.statx("/", 0, _STATX_BASIC_STATS)),
+        attempt("io_destroy", lambda: syscalls.io_destroy(ctx_id), harmless),
+        attempt("io_pgetevents", _raw(numbers.io_pgetevents, 0, 0, 1, event, zero, 0), _NO_CONTEXT),
+        attempt("eventfd2", lambda: os.close(os.eventfd(0, os.EFD_CLOEXEC))),
+        attempt("statx", lambda: syscalls.statx("/", 0, _STATX_BASIC_STATS)),
     )
     return calls, ring
 
 
-def _try(name: str, call: Callable[[], object], harmless: Collection[int] = ()) -> Call:
+def _try(
+    fatal: Mapping[str, str],
+    name: str,
+    call: Callable[[], object],
+    harmless: Collection[int] = (),
+) -> Call:
     """harmless: what a call that works answers to a question that makes no sense."""
+    if name in fatal:
+        return Call(name, False, fatal[name], _KILLS, fatal=True)
     try:
         call()
     except OSError as error:

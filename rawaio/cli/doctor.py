@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 import rawaio
-from rawaio.cli._facts import CONTEXT_SIZE, Facts, gather
+from rawaio.cli._facts import CONTEXT_SIZE, OF_A_CONTEXT, Facts, gather
 from rawaio.cli._path import Behaviour
 
 if TYPE_CHECKING:
@@ -45,10 +45,17 @@ _WITHOUT: Final = {
     "io_cancel": "polls cannot be cancelled, and so delay close",
     "io_destroy": "what a context takes is given back only when the process ends",
 }
+# The same where the process is killed for them.
+_KILLED: Final = {
+    "io_getevents": _WITHOUT["io_getevents"],
+    "io_cancel": "no poll can be cancelled, and no context closed that has one",
+    "statx": "the alignment of direct I/O cannot be asked for, and no place is looked at",
+}
 _ALLOW: Final = (
     "In a sandbox, allow io_setup, io_submit, io_getevents, io_cancel, io_destroy and eventfd2 in "
     "its seccomp profile; otherwise use ordinary reads in threads."
 )
+_DENY: Final = "In a sandbox, allow {} in its seccomp profile, or have it fail with ENOSYS."
 _SOURCES: Final = {
     "statx": "says statx",
     "probed": "found by trying reads",
@@ -144,13 +151,16 @@ def _judge_calls(facts: Facts) -> Iterator[Finding]:
     for call in facts.calls:
         if call.works:
             continue
-        needed = call.name in _NEEDED or (call.name == "io_getevents" and not usable_ring)
-        text = f"{call.name} says {call.error}: {call.meaning}"
-        if needed:
+        needed, lacking, says = _NEEDED, _WITHOUT, "says"
+        if call.fatal:
+            needed, lacking, says = frozenset(OF_A_CONTEXT), _KILLED, "ends in"
+        text = f"{call.name} {says} {call.error}: {call.meaning}"
+        if call.name in needed or (call.name == "io_getevents" and not usable_ring):
             broken = True
             yield Finding(Verdict.UNUSABLE, text, _advice(facts, call.error))
-        elif call.name in _WITHOUT:
-            yield Finding(Verdict.RESERVATIONS, f"{text}; {_WITHOUT[call.name]}", _ALLOW)
+        elif call.name in lacking:
+            advice = _DENY.format(call.name) if call.fatal else _ALLOW
+            yield Finding(Verdict.RESERVATIONS, f"{text}; {lacking[call.name]}", advice)
     if not broken and facts.trial is not None and facts.trial.error is not None:
         yield Finding(
             Verdict.UNUSABLE,

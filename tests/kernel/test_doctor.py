@@ -253,6 +253,30 @@ def test_a_call_is_denied_that_can_be_done_without(name: str) -> None:
 
 
 @pytest.mark.usefixtures("filters")
+@pytest.mark.parametrize("answer", seccomp.DEADLY)
+@pytest.mark.parametrize("name", syscalls.SyscallNumbers._fields)
+def test_a_call_ends_the_process(name: str, answer: str) -> None:
+    """It is told all the same."""
+    done = doctor(".", deny=[name], error=answer)
+    assert done.stderr == ""
+    assert done.returncode in ((1,) if name in (*NEEDED, "io_destroy") else (0, 2))
+    assert f"\n  {name:<15} SIGSYS: the process is killed (seccomp)" in done.stdout
+    report = told(doctor(".", "--json", deny=[name], error=answer))
+    assert report["system"]["seccomp"] == "filter"
+    fatal = [call["name"] for call in report["calls"] if call["fatal"]]
+    assert fatal == [name] if name != "io_uring_setup" else fatal == []
+    looked_at = report["place"] is not None
+    assert looked_at == (done.returncode != 1 and name != "statx")
+
+
+@pytest.mark.usefixtures("filters")
+def test_every_call_ends_the_process() -> None:
+    done = doctor(".", deny=syscalls.SyscallNumbers._fields, error="KILL_PROCESS")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.count("SIGSYS: the process is killed") == 2 * 9 - 2  # two are no findings
+
+
+@pytest.mark.usefixtures("filters")
 def test_the_alignment_without_statx(tmp_path: Path) -> None:
     if not has_direct_io(tmp_path):
         pytest.skip(f"no direct I/O in {tmp_path}")

@@ -426,7 +426,7 @@ def refusal(code: int) -> Callable[..., NoReturn]:
 )
 def test_a_call_that_fails(monkeypatch: pytest.MonkeyPatch, code: int, meaning: str) -> None:
     monkeypatch.setattr(syscalls, "io_setup", refusal(code))
-    calls, ring = _facts.try_calls()
+    calls, ring = _facts.try_calls({})
     assert [call.name for call in calls] == list(NAMES)
     assert calls[0] == Call("io_setup", False, errno.errorcode[code], meaning)
     assert ring.header is None
@@ -434,15 +434,86 @@ def test_a_call_that_fails(monkeypatch: pytest.MonkeyPatch, code: int, meaning: 
 
 
 def test_an_errno_without_a_name() -> None:
-    call = _facts._try("io_setup", refusal(4095))
+    call = _facts._try({}, "io_setup", refusal(4095))
     assert (call.works, call.error) == (False, "4095")
+
+
+def never(*arguments: object, **keywords: object) -> NoReturn:
+    raise AssertionError("a call was made")
+
+
+def test_what_kills_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "raw_syscall", never)
+    for name in ("io_setup", "io_destroy", "io_submit", "io_getevents", "io_cancel", "statx"):
+        monkeypatch.setattr(syscalls, name, never)
+    monkeypatch.setattr(os, "eventfd", never)
+    fatal = dict.fromkeys(NAMES, "SIGSYS")
+    calls, _ = _facts.try_calls(fatal)
+    assert calls == tuple(
+        Call(name, False, "SIGSYS", "the process is killed (seccomp)", fatal=True) for name in NAMES
+    )
+    uring = _facts.ask_io_uring({"io_uring_setup": "SIGSYS"})
+    assert (uring.works, uring.error, uring.meaning) == (False, "SIGSYS", calls[0].meaning)
+
+
+def test_no_child_to_try_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", refusal(errno.EAGAIN))
+    assert _facts.find_fatal() == {}
+
+
+@pytest.mark.parametrize("seccomp", ["none", "filter", "unknown"])
+def test_a_child_is_made_only_where_there_may_be_a_filter(
+    monkeypatch: pytest.MonkeyPatch, seccomp: str
+) -> None:
+    tried: list[int] = []
+
+    def fork() -> NoReturn:
+        tried.append(1)
+        raise OSError(errno.EAGAIN, "no processes left")
+
+    system = replace(_facts.ask_system(), seccomp=seccomp)
+    monkeypatch.setattr(_facts, "ask_system", lambda: system)
+    monkeypatch.setattr(_facts, "try_reads", lambda: Trial(None))
+    monkeypatch.setattr(os, "fork", fork)
+    _facts.gather()
+    assert bool(tried) == (seccomp != "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "usable_ring", "expected"),
+    [
+        *((name, True, Verdict.UNUSABLE) for name in ("io_setup", "io_submit", "eventfd2")),
+        ("io_destroy", True, Verdict.UNUSABLE),
+        ("io_getevents", False, Verdict.UNUSABLE),
+        ("io_getevents", True, Verdict.RESERVATIONS),
+        ("io_cancel", True, Verdict.RESERVATIONS),
+        ("statx", True, Verdict.RESERVATIONS),
+    ],
+)
+def test_a_call_that_kills(name: str, usable_ring: bool, expected: Verdict) -> None:
+    calls = tuple(
+        replace(call, works=False, error="SIGSYS", meaning="dead", fatal=True)
+        if call.name == name
+        else call
+        for call in FINE.calls
+    )
+    ring = Ring(HEADER, None if usable_ring else "said so", "TSO", "in order")
+    found = judge(replace(FINE, calls=calls, ring=ring))
+    assert found[0].verdict is expected
+    assert found[0].text.startswith(f"{name} ends in SIGSYS: dead")
+    assert f"allow {'io_setup' if expected is Verdict.UNUSABLE else name}" in found[0].advice
+
+
+def test_a_call_that_kills_and_that_nobody_needs() -> None:
+    calls = (*FINE.calls[:5], Call("io_pgetevents", False, "SIGSYS", "dead", fatal=True))
+    assert judge(replace(FINE, calls=calls)) == []
 
 
 @pytest.mark.parametrize("disabled", [None, 0, 1, 2])
 def test_io_uring_is_switched_off(monkeypatch: pytest.MonkeyPatch, disabled: int | None) -> None:
     monkeypatch.setattr(_facts, "_raw", lambda *arguments: refusal(errno.EPERM))
     monkeypatch.setattr(_facts, "_number", lambda path: disabled)
-    found = _facts.ask_io_uring()
+    found = _facts.ask_io_uring({})
     assert (found.works, found.error, found.disabled) == (False, "EPERM", disabled)
     assert ("kernel.io_uring_disabled" in found.meaning) == bool(disabled)
 
@@ -505,9 +576,6 @@ def test_the_interpreter(monkeypatch: pytest.MonkeyPatch, gil: bool | None) -> N
 def test_an_unsupported_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(*arguments: object) -> NoReturn:
-        raise AssertionError("a call was made")
-
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     monkeypatch.setattr(_facts, "try_calls", never)
     monkeypatch.setattr(syscalls, "raw_syscall", never)
