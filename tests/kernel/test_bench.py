@@ -161,7 +161,7 @@ def test_other_errors_of_the_file_are_told(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_direct(monkeypatch, errno.EIO)
-    assert "Input/output error" in refusal(capsys)
+    assert os.strerror(errno.EIO) in refusal(capsys)
 
 
 def test_submits_that_sleep_are_seen(
