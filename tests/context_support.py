@@ -136,7 +136,7 @@ def sleeper(ctx: rawaio.IOContext, wait: Callable[..., object] | None = None) ->
 
 @contextmanager
 def unraisable() -> Iterator[list[tuple[BaseException, str]]]:
-    """What goes to sys.unraisablehook: the exception, and whose it is said to be.
+    """What goes to sys.unraisablehook: the exception, and whose it is said to be, in which words.
 
     No fixture, for pytest before 8.4 sets a hook of its own between the fixtures and the test.
     """
@@ -145,7 +145,8 @@ def unraisable() -> Iterator[list[tuple[BaseException, str]]]:
     def hook(what: sys.UnraisableHookArgs) -> None:
         assert what.exc_value is not None
         assert what.exc_type is type(what.exc_value)
-        seen.append((what.exc_value, repr(what.object)))
+        # Since CPython 3.14 the words tell, before it the object.
+        seen.append((what.exc_value, f"{what.err_msg}: {what.object!r}"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "unraisablehook", hook)

@@ -252,8 +252,9 @@ def test_an_exception_goes_to_the_hook_and_costs_nobody_anything(
     with unraisable() as raised:
         assert requests(ctx.reap(min_nr=4)) == submitted
     assert requests(seen) == [submitted[0], submitted[3]]
-    assert raised == [(error, repr(fail))]
+    assert len(raised) == 1
     assert raised[0][0] is error
+    assert repr(fail) in raised[0][1]
     ctx._queue._check()
 
 

@@ -295,7 +295,7 @@ def test_an_unknown_token_is_reported_and_costs_nobody_anything(
     assert [(type(error), str(error)) for error, _ in raised] == [
         (RawAIOError, f"an event with unknown token {signed}, res 1")
     ]
-    assert raised[0][1].startswith("<rawaio.IOContext")
+    assert "<rawaio.IOContext" in raised[0][1]
     assert (ctx.statistics().submitted, ctx.statistics().completed) == (6, 6)
     ctx._queue._check()
 
