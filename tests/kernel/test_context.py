@@ -474,17 +474,20 @@ def test_a_signal_whose_handler_returns_does_not_end_a_wait(
         handled.append(number)
         if len(handled) == 3:
             pipe.fire()
-        else:
-            signal.setitimer(signal.ITIMER_REAL, 0.002)
+
+    def tick() -> None:
+        # Again and again: one that strikes just before the system call does not interrupt it.
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
 
     before = signal.signal(signal.SIGALRM, handle)
     try:
         ctx.submit(pipe.poll())
-        sleeper(ctx, lambda: signal.setitimer(signal.ITIMER_REAL, 0.002))
+        sleeper(ctx, tick)
         assert len(ctx.reap(min_nr=1, timeout=LIMIT_S)) == 1
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert handled == [signal.SIGALRM] * 3
+    assert len(handled) >= 3
 
 
 def test_an_io_getevents_that_fails_is_no_secret(make: _Make, null: int) -> None:
