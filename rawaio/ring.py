@@ -137,14 +137,14 @@ class CompletionRing:
         self._words: memoryview | _Closed = _CLOSED
         self._events: memoryview | _Closed = _CLOSED
         room, access = _mapping(ctx_id)
-        if room < ctypes.sizeof(syscalls.aio_ring) or "r" not in access:
+        if room < ctypes.sizeof(syscalls.aio_ring) or b"r" not in access:
             self.nr = 0
             self.why_not = f"nothing readable is mapped at {ctx_id:#x}"
             return
-        words = _view(ctx_id, 4 * 8, "I")
+        words = _view(ctx_id, ctypes.sizeof(syscalls.aio_ring), "I")
         self.nr = words[_NR]
         self.why_not = _validate(words, room)
-        if self.why_not is None and "w" not in access:
+        if self.why_not is None and b"w" not in access:
             self.why_not = "the mapping is read-only, so head cannot be published"
         if self.why_not is None and self.ordering is Ordering.NONE:
             self.why_not = (
@@ -398,15 +398,15 @@ def _validate(words: memoryview, room: int) -> str | None:
     return None
 
 
-def _mapping(address: int) -> tuple[int, str]:
-    """Bytes from address to the end of the mapping that it lies in, and its access ("rw-p")."""
+def _mapping(address: int) -> tuple[int, bytes]:
+    """Bytes from address to the end of the mapping that it lies in, and its access (b"rw-p")."""
     try:
-        with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+        with open("/proc/self/maps", "rb") as maps:  # names of files are bytes
             for line in maps:
-                limits, access = line.split(maxsplit=2)[:2]
-                start, end = (int(limit, 16) for limit in limits.split("-"))
+                limits, access, _ = line.split(maxsplit=2)
+                start, end = (int(limit, 16) for limit in limits.split(b"-"))
                 if start <= address < end:
                     return end - address, access
     except OSError:
         pass  # without /proc nothing vouches for the mapping
-    return 0, ""
+    return 0, b""

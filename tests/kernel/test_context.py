@@ -53,7 +53,7 @@ def test_the_kind_of_context_is_what_the_tests_think(kind: str, ctx: rawaio.IOCo
 
 
 def test_the_rings_own_reason_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rawaio.ring._mapping", lambda _: (0, ""))
+    monkeypatch.setattr("rawaio.ring._mapping", lambda _: (0, b""))
     with rawaio.IOContext() as ctx:
         assert ctx.statistics().mechanism == "io_getevents"
         assert (ctx.why_not_ring or "").startswith("nothing readable is mapped")

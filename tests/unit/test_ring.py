@@ -254,7 +254,7 @@ def refuses_everything(ring: CompletionRing) -> None:
         lambda: ring.advance_and_peek(0),
     ]
     for call in calls:
-        with pytest.raises(ClosedError, match="closed or not usable"):
+        with pytest.raises(ClosedError, match=r"^the completion ring is closed or not usable$"):
             call()
 
 
@@ -415,6 +415,25 @@ def test_a_header_must_be_mapped_whole(left: int) -> None:
         assert ring.why_not == f"nothing readable is mapped at {end - left:#x}"
     else:
         assert str(ring.why_not).startswith("magic is 0x0")
+
+
+def test_mappings_of_files_with_strange_names_are_no_obstacle() -> None:
+    """Names are any bytes, and /proc/self/maps has them as they are, in front of the ring too."""
+    strange = [mapped_file(b"\xff\xfe \xc3\xa9 rw-p")]
+    fake = FakeRing(4)
+    strange.append(mapped_file(b"\xff and spaces"))
+    ring = CompletionRing(fake.address, ordering=TSO)
+    assert ring.usable, ring.why_not
+    assert len(strange) == 2
+
+
+def mapped_file(name: bytes) -> mmap.mmap:
+    fd = os.memfd_create(os.fsdecode(name))
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        return mmap.mmap(fd, mmap.PAGESIZE)
+    finally:
+        os.close(fd)
 
 
 def test_without_proc_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -811,6 +830,7 @@ def test_a_failure_keeps_its_errno_and_is_not_repeated(kernel: FakeGetevents, fa
     with pytest.raises(OSError, match="io_getevents") as caught:
         source.peek()
     assert caught.value.errno == failure
+    assert caught.value.strerror == f"io_getevents: {os.strerror(failure)}"
     assert not isinstance(caught.value, RawAIOError)
     assert not is_buffered(source)
     assert source.peek() == 1
