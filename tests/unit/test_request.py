@@ -804,7 +804,7 @@ def test_nobody_takes_a_step(step: Step) -> None:
 def test_a_step_of_what_is_no_request_changes_nothing(step: Step) -> None:
     source = next(source for source, s in TRANSITIONS if s is step)
     request = in_state(source)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^a Request is needed, not str$"):
         advance([request, cast("Any", "request")], step)
     assert request._state is source
 
@@ -813,7 +813,7 @@ def test_a_step_of_what_is_no_request_changes_nothing(step: Step) -> None:
 def test_a_step_is_not_taken_twice_at_once(step: Step) -> None:
     source = next(source for source, s in TRANSITIONS if s is step)
     request = in_state(source)
-    with pytest.raises(BusyError):
+    with pytest.raises(BusyError, match=r"^the same request is there twice$"):
         advance([request, request], step)
     assert request._state is source
 
@@ -967,6 +967,11 @@ def test_restore_lets_go_of_what_was_pinned() -> None:
         restore([request], before)
         assert request._state is state
         buffer.append(1)
+        admitted(request)
+        assert length_in(encoded(request), "pwrite") == (address_of(buffer), len(buffer))
+        with pytest.raises(BufferError):
+            buffer.append(1)  # it is pinned again
+        complete_one(request)
     fixed = make("pwrite", buffer=memoryview(buffer))
     before = {}
     admit(iter([fixed]), before)
@@ -1042,6 +1047,10 @@ def test_complete_lets_go_of_resizable_buffers_and_keeps_others() -> None:
     growing.append(1)
     with pytest.raises(BufferError):
         owner.append(1)
+    admitted(lent_one)
+    assert length_in(encoded(lent_one), "pwrite") == (address_of(growing), 9)
+    with pytest.raises(BufferError):
+        growing.append(1)  # it is pinned again
 
 
 def test_complete_one_asks_for_no_callback() -> None:
