@@ -68,7 +68,9 @@ TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
 _NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
 _UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
 
-_IOCB: Final = struct.Struct("=QIiHhIQQqQII")
+# What is skipped is zero: aio_data, aio_offset and aio_resfd are written by `slab`, and aio_key and
+# aio_reserved2 by nobody.
+_IOCB: Final = struct.Struct("=8x4xiHhIQQ8x8xI4x")
 assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
 IOCB_SIZE: Final = _IOCB.size
 OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
@@ -522,18 +524,13 @@ class Request:
         if self._priority is not None:
             flags |= syscalls.IOCB_FLAG_IOPRIO
         self._image = _IOCB.pack(
-            0,
-            0,
             self._rw_flags,
             self._opcode,
             self._priority or 0,
             self._fileno,
             self._pinned_at,
             count,
-            0,
-            0,
             flags,
-            0,
         )
 
 
