@@ -99,7 +99,7 @@ class Request:
         "__weakref__",
         "_anchor",
         "_buffer",
-        "_events",
+        "_events",  # of a poll alone
         "_fd",
         "_fileno",
         "_image",
@@ -146,12 +146,11 @@ class Request:
         self._rw_flags = _checked_rw_flags(rw_flags)
         self._priority = _checked_priority(priority)
         self._anchor: object = None
-        self._buffer: Any = buffer
+        self._buffer: Any = None
         self._nbytes = 0
         self._pinned_at = 0
         self._resizable = False
         self._offset = 0
-        self._events = 0
         if self._opcode in _TRANSFERS:
             if events:
                 raise ValueError(f"{self._opcode.name} takes no events")
