@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rawaio
+from rawaio import syscalls
 from rawaio.ring import Ordering, libatomic_fence
 from tests.support import ROOT
 
@@ -151,6 +153,25 @@ def unraisable() -> Iterator[list[tuple[BaseException, str]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "unraisablehook", hook)
         yield seen
+
+
+def waits_in_io_submit(thread: threading.Thread) -> bool:
+    """Whether a thread that submits sleeps in io_submit, or has come back from it.
+
+    For a thread that does nothing else, and when what it submitted is known to have begun.
+    """
+    number = str(syscalls.numbers().io_submit)
+    path = Path(f"/proc/self/task/{thread.native_id}/syscall")
+    while thread.is_alive():
+        try:
+            told = path.read_text().split()[0]  # "running", or of a thread that sleeps: in what
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except PermissionError:
+            pytest.skip(f"{path} may not be read")
+        if told == number:
+            return True
+    return False
 
 
 def results(completions: Sequence[rawaio.Completion]) -> list[int]:

@@ -7,7 +7,38 @@ A test asks for a fixture of tests/conftest.py, and gets a new folder:
     def test_no_room(small: Path) -> None: ...           # ext4, a few MiB; see `leave_free`
 
 A file system is made at its first use and kept for the session. It needs root, loop devices and
-its mkfs; where something is missing, the test skips and says what.
+its mkfs; where something is missing, the test skips and says what. `held_disk` makes one whose
+device does nothing until the test lets it.
+
+What they do, measured with Linux 6.18 (held_disk and FuseServer tell "returns", which is to say:
+with the device's answer still held, io_submit has come back, from "waits", which is to say: it
+sleeps until the device answers):
+
+                         ext4      xfs       btrfs     tmpfs    FUSE
+    open with O_DIRECT   yes       yes       yes       yes      yes
+    STATX_DIOALIGN       yes       yes       no        no       no
+    direct read          returns   returns   [1]       [2]      returns [3]
+    direct overwrite     returns   returns   waits [4] [2]      returns [3]
+    direct, into a hole  returns   returns   waits [4] [2]      returns [3]
+    direct, extending    waits     returns   waits [4] [2]      waits
+    cold buffered read   waits     waits     waits     [2]      waits [5]
+    fsync, fdsync        returns   returns   returns   [2]      returns
+    RWF_NOWAIT direct    yes       yes       [6]       no       no
+     buffered read       yes       yes       yes       no       no
+     buffered write      no        yes       [6]       no       no
+
+"no" to RWF_NOWAIT is EOPNOTSUPP. Where it is "yes", EAGAIN still comes from what is not cached,
+from a write that extends the file, and from one that has to change a time stamp; a direct write
+over cached pages gets it too.
+
+1. Returns when the pages of the buffer are there. Into one that nobody has touched yet it goes
+   through the page cache and waits, as btrfs takes no page faults there: so touch buffers first.
+2. There is no device: all is done before io_submit returns.
+3. With FUSE_ASYNC_DIO, which libfuse 3 asks for; without, it waits. tests/fuse_server.py has more.
+4. Data with checksums, the default, is written through the page cache. With `-o nodatasum` it
+   returns, an extending write too.
+5. With FOPEN_DIRECT_IO it is a direct read, and returns.
+6. Nothing but EAGAIN was seen, of direct reads too.
 """
 
 from __future__ import annotations
@@ -25,6 +56,8 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+
+from tests.fuse_server import FuseServer
 
 MIB = 1 << 20
 
@@ -126,8 +159,10 @@ def _loop_device(image: Path, sector_size: int) -> Generator[str, None, None]:
 
 
 @contextmanager
-def made(recipe: Recipe, directory: Path) -> Generator[Path, None, None]:
+def made(recipe: Recipe, directory: Path, image: Path | None = None) -> Generator[Path, None, None]:
     """A new file system of this recipe; its root is a folder in directory.
+
+    image: what the device is on, instead of a file in directory.
 
     Raises:
         UnavailableError: it cannot be had here.
@@ -141,17 +176,42 @@ def made(recipe: Recipe, directory: Path) -> Generator[Path, None, None]:
             size = f"size={recipe.size}"
             stack.enter_context(_mounted(recipe.type, root, "-t", recipe.type, "-o", size))
         else:
-            image = directory / "image"
+            own = directory / "image"
             try:
-                with image.open("xb") as file:
-                    file.truncate(recipe.size)
-                with _loop_device(image, recipe.sector_size) as node:
+                if image is None:
+                    with own.open("xb") as file:
+                        file.truncate(recipe.size)
+                with _loop_device(image or own, recipe.sector_size) as node:
                     # On the node and not on the image: so mkfs sees the size of the sectors.
                     _run(*recipe.mkfs, node, packages=recipe.packages)
                     stack.enter_context(_mounted(node, root, "-t", recipe.type))
             finally:
-                image.unlink(missing_ok=True)  # the device holds it, and nothing is left behind
+                own.unlink(missing_ok=True)  # the device holds it, and nothing is left behind
         yield root
+
+
+@contextmanager
+def held_disk(kind: str, directory: Path) -> Generator[tuple[Path, FuseServer], None, None]:
+    """The root of a new file system, and the server that has the bytes of its device.
+
+    Reads and writes of the device are `fuse`'s to hold, and to fail, with offsets on the device.
+    Its root is a folder in directory. Skips the test when it cannot be had.
+    """
+    recipe = RECIPES[kind]
+    with ExitStack() as stack:
+        fuse = stack.enter_context(FuseServer(max_transfer=MIB))
+        image = fuse.path("image")
+        with image.open("xb") as file:
+            file.truncate(recipe.size)
+        try:
+            root = stack.enter_context(made(recipe, directory, image))
+        except UnavailableError as why_not:
+            pytest.skip(str(why_not))
+        os.sync()
+        # Unmounting writes.
+        stack.callback(fuse.heal)
+        stack.callback(fuse.unhold)
+        yield root, fuse
 
 
 class Mounts:
