@@ -39,7 +39,7 @@ from .memory import contiguous
 from .rangelock import RangeLock
 from .request import Request
 from .syscalls import RWF
-from .transfer import MOST, BouncedRead, FileCall, ReadInto, Slot, Sync, Vector, Write
+from .transfer import MOST, BouncedRead, FileCall, Patience, ReadInto, Slot, Sync, Vector, Write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -91,6 +91,8 @@ class FileStatistics:
     """Reads and writes that the page cache took or gave at once."""
     unaligned_writes: int
     """Writes of parts of blocks."""
+    threaded: int
+    """Operations that threads performed, because they could have blocked."""
     continued: int
     """Requests for the rest of a short transfer."""
     under_way: int
@@ -256,7 +258,8 @@ class File:
         self.under_way: set[object] = set()
         self._last: list[Waiter] = []
         self._reads = self._writes = self._cached = self._unaligned = 0
-        self.continued = 0
+        self.continued = self.threaded = 0
+        self.read_patience, self.write_patience = Patience(), Patience()
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -310,6 +313,7 @@ class File:
             writes=self._writes,
             cached=self._cached,
             unaligned_writes=self._unaligned,
+            threaded=self.threaded,
             continued=self.continued,
             under_way=len(self.under_way),
             engine=self._engine,

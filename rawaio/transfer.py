@@ -6,7 +6,8 @@ answer is not an error yet:
 - less than asked for, of a read: the file may end there; its size says so. Otherwise the rest is
   asked for, from the last block boundary on.
 - 0, of a read: the end of the file. 0, of a write: no space.
-- EAGAIN: the kernel would have had to wait, which RWF_NOWAIT forbids; a thread does it then.
+- EAGAIN: the kernel would have had to wait, which RWF_NOWAIT forbids; a thread does it then. Where
+  nothing else comes (btrfs, or a file that grows by each write), threads do it at once: `Patience`.
 - EOPNOTSUPP: the file system does not know RWF_NOWAIT; threads do it from now on.
 - EINVAL, of a read at or behind the end of the file: also the end, on some file systems.
 
@@ -35,6 +36,7 @@ __all__ = [
     "MOST",
     "BouncedRead",
     "FileCall",
+    "Patience",
     "ReadInto",
     "Slot",
     "Sync",
@@ -46,6 +48,31 @@ __all__ = [
 _NOWAIT: Final = int(RWF.NOWAIT)
 #: The most bytes in one request: a round number below the kernel's 0x7ffff000.
 MOST: Final = 1 << 30
+
+
+# So many EAGAINs in a row, and so many operations that threads do at once before the next try.
+_EAGAINS: Final = 8
+_SKIPPED: Final = 64
+
+
+class Patience:
+    """Whether it is worth while to ask for what RWF_NOWAIT may refuse."""
+
+    __slots__ = ("refused",)
+
+    def __init__(self) -> None:
+        #: How often it was refused since it was last granted; 0 to be set by who is granted it.
+        self.refused = 0
+
+    def lost(self) -> bool:
+        """Whether a thread should do the next operation at once."""
+        if self.refused < _EAGAINS:
+            return False
+        self.refused += 1
+        if self.refused > _EAGAINS + _SKIPPED:
+            self.refused = _EAGAINS - 1
+            return False
+        return True
 
 
 class FileSide(Protocol):
@@ -61,6 +88,10 @@ class FileSide(Protocol):
     #: Whether transfers, and syncs, are performed by threads.
     offloads: bool
     syncs_offload: bool
+    read_patience: Patience
+    write_patience: Patience
+    #: How many operations threads have performed.
+    threaded: int
     #: What is being written.
     lock: RangeLock
     #: The operations that have not ended.
@@ -171,6 +202,7 @@ class _FileOperation(Operation):
     def _offload(self) -> None:
         """Do the same request again, in a thread."""
         self.offloaded = True
+        self.file.threaded += 1
         self._enqueue()
 
     def released(self) -> None:
@@ -181,10 +213,13 @@ class _FileOperation(Operation):
 class Transfer(_FileOperation):
     """Bytes between the file and one stretch of memory."""
 
-    __slots__ = ("offset", "view")
+    __slots__ = ("offset", "patience", "view")
 
-    def __init__(self, file: FileSide, nbytes: int, offset: int) -> None:
-        super().__init__(file, nbytes, file.offloads)
+    def __init__(self, file: FileSide, nbytes: int, offset: int, patience: Patience) -> None:
+        super().__init__(file, nbytes, file.offloads or patience.lost())
+        if self.offloaded:
+            file.threaded += 1
+        self.patience = patience
         self.offset = offset
         #: The memory; None until there is some.
         self.view: memoryview | None = None
@@ -203,9 +238,12 @@ class Transfer(_FileOperation):
         if request is None:
             return
         before = request.offset - self.offset
+        if res >= 0 and not self.offloaded:
+            self.patience.refused = 0
         if res >= 0 and before + res >= self.nbytes:
             self._ended(self.nbytes)
         elif res == -errno.EAGAIN and not self.offloaded:
+            self.patience.refused += 1
             self._offload()
         elif res == -errno.EOPNOTSUPP and not self.offloaded and request.rw_flags & _NOWAIT:
             self.file.no_nowait()
@@ -280,7 +318,10 @@ class BouncedRead(_Read):
         self.phase = Phase.WAITING
         self.request = None
         self.file = file
-        self.offloaded = file.offloads
+        self.patience = patience = file.read_patience
+        self.offloaded = offloaded = file.offloads or (patience.refused > 0 and patience.lost())
+        if offloaded:
+            file.threaded += 1
         self.view = None
         mask = file.mask
         self.offset = start = offset & mask
@@ -322,6 +363,8 @@ class BouncedRead(_Read):
                 waiter.set_result(slot.buffer[self._head : self._tail].tobytes())
         self.phase = Phase.FINISHED
         self.request = self.view = self._slot = None
+        if self.patience.refused and not self.offloaded:
+            self.patience.refused = 0
         file.give_slot(slot)
         file.under_way.discard(self)
         if file.closed:
@@ -354,7 +397,7 @@ class ReadInto(_Read):
     __slots__ = ("_prepared",)
 
     def __init__(self, file: FileSide, request: Request, view: memoryview) -> None:
-        super().__init__(file, view.nbytes, request.offset)
+        super().__init__(file, view.nbytes, request.offset, file.read_patience)
         self.view = view
         self._prepared = request
 
@@ -382,7 +425,7 @@ class Write(Transfer):
         once: bool = False,
     ) -> None:
         """held: the caller holds the range. once: what is short is not written again."""
-        super().__init__(file, view.nbytes, offset)
+        super().__init__(file, view.nbytes, offset, file.write_patience)
         self.view = view
         self._flags = flags
         self._prepared = request
@@ -465,6 +508,7 @@ class FileCall(Call):
     def __init__(self, file: FileSide, function: Callable[[], object]) -> None:
         super().__init__(file.driver, function)
         self._file = file
+        file.threaded += 1
         file.under_way.add(self)
 
     def begin(self) -> None:
