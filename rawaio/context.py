@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Final, Self
 
+    from .busypoll import BusyPoll
+    from .polling import PollingRule
     from .protocols import CompletionSource
     from .statistics import Statistics
 
@@ -80,13 +82,16 @@ class IOContext:
         max_batch: int = 32,
         max_pending: int = 16384,
         force_syscalls: bool = False,
+        polling: PollingRule | None = None,
     ) -> None:
         """Make a context that has at most nr_events requests in flight.
 
         nr_events is charged to the system-wide limit `/proc/sys/fs/aio-max-nr`. max_batch: pending
         requests that are submitted although plugged. max_pending: requests that wait behind the
         ones in flight before `submit` waits too. force_syscalls: reap by io_getevents even where
-        the ring can be read.
+        the ring can be read. polling: a rule of `rawaio.polling`, of this context's own, by which
+        `reap` looks at the ring before it sleeps; of no effect where it reaps by io_getevents, and
+        on a build without the GIL.
 
         Raises:
             OSError: io_setup's errno, with advice as notes: EAGAIN over aio-max-nr; ENOSYS no
@@ -131,6 +136,11 @@ class IOContext:
         # Whether an empty ring can be told without the lock: with the GIL nobody unmaps it between
         # the look at the view and the loads, which no call separates.
         self._direct = _GIL and self._use_ring and not self._counted
+        self._busy: BusyPoll | None = None
+        if polling is not None and self._direct:
+            from .busypoll import BusyPoll  # noqa: PLC0415 - only for who asks for it
+
+            self._busy = BusyPoll(polling)
         # Completed, and no callback has been run.
         self._done = queue.rejected
         # Completed, callbacks run, and then the reap that had them was cut short.
@@ -274,6 +284,11 @@ class IOContext:
             self._recover(error)
             self._kernel.nudge()
             raise
+
+    @property
+    def empty(self) -> bool:
+        """Whether the ring is; True also where that cannot be told without entering the kernel."""
+        return not self._direct or self._ring.empty
 
     @property
     def outstanding(self) -> int:
@@ -680,7 +695,10 @@ class IOContext:
                 retry = queue.retry_in
                 if retry is not None and (timeout is None or timeout > retry):
                     timeout = retry
-                self._sleep(timeout)
+                if self._busy is None:
+                    self._sleep(timeout)
+                else:
+                    self._busy.wait(self._something_to_do, timeout, self._sleep)
             self._leave(waiter)
         except BaseException:
             self._leave(waiter)
@@ -692,6 +710,9 @@ class IOContext:
             outstanding = bool(queue.in_queue or queue.in_flight)
             self._waits += outstanding
         return outstanding
+
+    def _something_to_do(self) -> bool:
+        return bool(not self.empty or self._done or self._ready or self._closed)
 
     def _leave(self, waiter: object) -> None:
         self._waiters.discard(waiter)

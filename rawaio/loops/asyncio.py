@@ -77,7 +77,7 @@ class AsyncioDriver(Driver):
         self._call_soon = loop.call_soon  # type: ignore[assignment, method-assign]
         _drivers[loop] = weakref.ref(self)
         if self._context is not None and not self._context.closed:
-            loop.add_reader(self._context.fileno(), self._on_readable)
+            self._watch(self._context.fileno(), self._on_readable)
         loop.call_soon(self._resume)
 
     def detach(self) -> None:
@@ -140,6 +140,9 @@ class AsyncioDriver(Driver):
     def _watch(self, fd: int, callback: Callable[[], object]) -> None:
         assert self._loop is not None
         self._loop.add_reader(fd, callback)
+        watch_ring = getattr(self._loop, "watch_ring", None)  # of loops.polling
+        if watch_ring is not None:
+            watch_ring(self._context)
 
     def _unwatch(self, fd: int) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -34,6 +34,7 @@ ORDER = {
     "slab": 1,
     "geometry": 2,
     "polling": 2,
+    "busypoll": 2,
     "queue": 2,
     "statistics": 2,
     "kernel": 2,

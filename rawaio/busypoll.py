@@ -1,0 +1,58 @@
+"""L2: look for completions for a while before sleeping, as long as a rule of `polling` says."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .polling import PollingRule
+
+__all__ = ["BusyPoll"]
+
+
+class BusyPoll:
+    """One rule, and one who is looked for: a context, or all contexts of an event loop.
+
+    Usable from several threads; who waits longest is what the rule learns from.
+    """
+
+    __slots__ = ("_handler", "_lock", "rule")
+
+    def __init__(self, rule: PollingRule) -> None:
+        self.rule = rule
+        self._handler = rule.add()
+        self._lock = threading.Lock()
+
+    def wait(
+        self,
+        ready: Callable[[], bool],
+        timeout: float | None,
+        sleep: Callable[[float | None], object],
+    ) -> None:
+        """Wait until ready() says so, or sleep(timeout) has come back; timeout in seconds.
+
+        ready is called again and again, and so should not enter the kernel.
+        """
+        clock = time.monotonic_ns
+        began = now = clock()
+        limit = self.rule.poll_ns
+        if timeout is not None:
+            limit = min(limit, int(timeout * 1e9))
+        found = False
+        while now - began < limit:
+            if ready():
+                found = True
+                break
+            now = clock()
+        if not found:
+            if timeout is not None:
+                timeout = max(timeout - (now - began) / 1e9, 0)
+            sleep(timeout)
+            found = ready()
+        with self._lock:
+            now = clock()
+            self.rule.adjust(now - began, (self._handler,) if found else (), now)
