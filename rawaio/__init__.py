@@ -1,7 +1,7 @@
 """Asynchronous disk I/O on Linux for Python, with nothing compiled: native AIO through ctypes."""
 
 from .context import IOContext
-from .errors import BusyError, ClosedError, ForkedError, RawAIOError, UnsupportedError
+from .errors import BulkError, BusyError, ClosedError, ForkedError, RawAIOError, UnsupportedError
 from .memory import aligned_buffer
 from .request import Completion, Request, State
 from .syscalls import RWF, Opcode
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RWF",
+    "BulkError",
     "BusyError",
     "ClosedError",
     "Completion",

@@ -48,9 +48,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Final, Self
 
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from .bulk import BulkLane, Offsets
     from .busypoll import BusyPoll
     from .polling import PollingRule
-    from .protocols import CompletionSource
+    from .protocols import CompletionSource, HasFileno
     from .statistics import Statistics
 
 __all__ = ["IOContext"]
@@ -155,6 +158,10 @@ class IOContext:
         self._closing = threading.RLock()
         self._closed = False
         self._forked = False
+        #: Kernel contexts for `pread_many` and `pwrite_many`, that no thread uses just now.
+        self._lanes: list[BulkLane] = []
+        self._bulk_operations = 0
+        self._bulk_calls = 0
         self._ring_reaps = 0
         self._syscall_reaps = 0
         self._waits = 0
@@ -360,6 +367,89 @@ class IOContext:
                 return False
         return True
 
+    # -- many at a time -------------------------------------------------------------------------
+
+    def pread_many(
+        self,
+        fd: int | HasFileno,
+        offsets: Offsets,
+        nbytes: int,
+        out: WriteableBuffer | None = None,
+    ) -> int | bytearray:
+        """Read nbytes bytes at each of the offsets, the i-th into out[i * nbytes:(i + 1) * nbytes].
+
+        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out: one writable,
+        contiguous buffer of len(offsets) * nbytes bytes; then how many bytes that is is returned.
+        Without it, a new bytearray. The operations have places in the kernel of their own, as many
+        as nr_events, and none of them is seen by `reap`. Can block: until all have ended.
+
+        Raises:
+            BulkError: some were short or failed; all ran to their end, and the data of the others
+                are valid.
+            OSError: io_setup's, with advice; at the first call of each thread at a time.
+            TypeError, ValueError: arguments that could not be right on any file.
+            ClosedError, ForkedError.
+        """
+        memory: WriteableBuffer = bytearray(len(offsets) * nbytes) if out is None else out  # type: ignore[arg-type]
+        self._many(Opcode.PREAD, fd, offsets, nbytes, memory)
+        if out is None:
+            assert isinstance(memory, bytearray)
+            return memory
+        return len(offsets) * nbytes  # type: ignore[arg-type]
+
+    def pwrite_many(
+        self,
+        fd: int | HasFileno,
+        offsets: Offsets,
+        data: ReadableBuffer,
+        nbytes: int | None = None,
+    ) -> int:
+        """Write the i-th nbytes bytes of data at the i-th of the offsets; how many bytes in all.
+
+        nbytes: left out, data is divided among the offsets, without rest. Otherwise as
+        `pread_many`.
+        """
+        if nbytes is None:
+            from .bulk import evenly  # noqa: PLC0415 - only for who uses it
+
+            nbytes = evenly(data, len(offsets))  # type: ignore[arg-type]
+        self._many(Opcode.PWRITE, fd, offsets, nbytes, data)
+        return len(offsets) * nbytes  # type: ignore[arg-type]
+
+    def _many(
+        self,
+        opcode: Opcode,
+        fd: int | HasFileno,
+        offsets: Offsets,
+        nbytes: int,
+        memory: ReadableBuffer,
+    ) -> None:
+        self._check()
+        from .bulk import Bulk, BulkLane  # noqa: PLC0415 - only for who uses it
+
+        job = Bulk(opcode, fd, offsets, nbytes, memory)
+        if not job.total:
+            return
+        try:
+            lane = self._lanes.pop()
+        except IndexError:
+            lane = BulkLane(
+                min(self._queue.nr_events, _MAX_OFFER), force_syscalls=not self._use_ring
+            )
+        calls = lane.io_submit_calls
+        lane.run(job)
+        with self._queue.lock:
+            self._bulk_operations += job.total
+            self._bulk_calls += lane.io_submit_calls - calls
+        self._lanes.append(lane)
+        if self._closed:
+            self._close_lanes()
+        job.check()
+
+    def _close_lanes(self) -> None:
+        while self._lanes:
+            self._lanes.pop().close()
+
     def statistics(self) -> Statistics:
         """A snapshot of the counters. Does not enter the kernel.
 
@@ -373,13 +463,14 @@ class IOContext:
         queue = self._queue
         with queue.lock:
             in_queue, in_flight, submitted = queue.in_queue, queue.in_flight, queue.submitted
+            bulk, bulk_calls = self._bulk_operations, self._bulk_calls
         return Statistics(
             nr_events=queue.nr_events,
             in_queue=in_queue,
             in_flight=in_flight,
-            submitted=submitted,
-            completed=submitted - in_queue - in_flight,
-            io_submit_calls=queue.io_submit_calls,
+            submitted=submitted + bulk,
+            completed=submitted + bulk - in_queue - in_flight,
+            io_submit_calls=queue.io_submit_calls + bulk_calls,
             eagain=queue.eagain,
             ring_reaps=self._ring_reaps,
             syscall_reaps=self._syscall_reaps,
@@ -422,6 +513,7 @@ class IOContext:
                 self._closed = True
                 self._direct = False
                 self._kernel.close_sources()
+            self._close_lanes()
             self._kernel.destroy()
             if self._waiters:
                 self._kernel.nudge()  # the last of them closes the eventfd

@@ -5,7 +5,17 @@ that rawaio itself is in, split by who has to act: the caller (`ClosedError`, `F
 `BusyError`) or the place the program runs in (`UnsupportedError`).
 """
 
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Final
+
 __all__ = [
+    "BulkError",
     "BusyError",
     "ClosedError",
     "ForkedError",
@@ -14,6 +24,9 @@ __all__ = [
     "set_written",
     "written",
 ]
+
+# How many operations an error names in its text.
+_SHOWN: Final = 5
 
 
 class RawAIOError(Exception):
@@ -34,6 +47,39 @@ class BusyError(RawAIOError):
 
 class UnsupportedError(RawAIOError):
     """This machine, process or kernel cannot do what was asked for, however often it is tried."""
+
+
+class BulkError(OSError):
+    """Some of many operations were not whole; all the others were, and their data are valid.
+
+    errno is that of the first that failed, in the order of the operations; 0 when all that were not
+    whole were short.
+    """
+
+    def __init__(self, results: Mapping[int, int], total: int, nbytes: int) -> None:
+        """results: bytes or -errno by index, of those that were not whole."""
+        #: The errno of each that was not whole; 0 of those that were short.
+        self.errors: dict[int, int] = {i: max(-results[i], 0) for i in sorted(results)}
+        #: The bytes that each of them transferred.
+        self.counts: dict[int, int] = {i: max(results[i], 0) for i in sorted(results)}
+        self.total = total
+        failed = [code for code in self.errors.values() if code]
+        code = failed[0] if failed else 0
+        what = f"{len(failed)} failed" if failed else ""
+        short = len(self.errors) - len(failed)
+        if short:
+            what += f"{' and ' * bool(what)}{short} were short"
+        some = ", ".join(
+            f"{i}: {os.strerror(e) if e else f'{self.counts[i]} bytes'}"
+            for i, e in list(self.errors.items())[:_SHOWN]
+        )
+        more = ", ..." if len(self.errors) > _SHOWN else ""
+        super().__init__(code, f"of {total} operations of {nbytes} bytes {what} ({some}{more})")
+
+    @property
+    def indexes(self) -> list[int]:
+        """Which operations were not whole, in order."""
+        return list(self.errors)
 
 
 def set_written(error: OSError, nbytes: int) -> None:

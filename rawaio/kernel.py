@@ -47,7 +47,17 @@ class Kernel:
     Refers to the queue, whose table owns what the kernel holds, and not to the `IOContext`.
     """
 
-    __slots__ = ("__weakref__", "_cell", "_ctx_id", "_fds", "pid", "queue", "ring", "sources")
+    __slots__ = (
+        "__weakref__",
+        "_cell",
+        "_ctx_id",
+        "_fds",
+        "keeps",
+        "pid",
+        "queue",
+        "ring",
+        "sources",
+    )
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -56,6 +66,8 @@ class Kernel:
         self.ring: CompletionRing | None = None
         #: What completions are read from, under the queue's lock.
         self.sources: tuple[CompletionSource, ...] = ()
+        #: What the kernel may be reading or writing, where that is not the queue's.
+        self.keeps: object = None
         self._ctx_id = ctypes.c_ulong(0)
         self._cell = memoryview(self._ctx_id).cast("B").cast("Q")
         self._fds: list[int] = []
@@ -153,7 +165,8 @@ class Kernel:
         """For a context that nobody closed; never run before the kernel is done with its memory."""
         if self.pid != os.getpid():
             return
-        unclosed, in_flight = bool(self._cell[0]), 0
+        # One without a queue belongs to a context, which complains itself.
+        unclosed, in_flight = bool(self._cell[0] and self.queue is not None), 0
         if self.queue is not None:
             self.queue.refuse(ClosedError("the context was never closed, and is gone"))
             self.queue.dead = True

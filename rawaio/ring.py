@@ -220,6 +220,17 @@ class CompletionRing:
             events[start + 3 : stop : 4].tolist(),
         )
 
+    def raw(self, n: int) -> tuple[memoryview, int, int]:
+        """The events themselves, as 64-bit words, where the first n of the run begin, and n.
+
+        Safety: to be read before `commit`, and not to be kept.
+        """
+        if not 0 <= n <= self._run:
+            self._beyond(n)
+        events = self._events
+        assert isinstance(events, memoryview)
+        return events, 4 * (self._words[_HEAD] % self.nr), n
+
     def decode(self, n: int) -> list[tuple[int, int, int, int]]:
         """(data, obj, res, res2) of the first n events of the run that peek found."""
         if not 0 <= n <= self._run:
