@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     Offsets = Sequence[int] | ReadableBuffer
 
-__all__ = ["Bulk", "BulkLane", "evenly"]
+__all__ = ["Bulk", "BulkLane", "check_sizes", "column", "evenly"]
 
 _ONCE: Final = ((),)  # the arguments of one call without any, for starmap
 _IOCB: Final = struct.Struct("=QIiHhIQQqQII")
@@ -69,9 +69,13 @@ def _ramp(n: int) -> tuple[int, int]:
     return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
 
 
-def _offsets(offsets: Offsets) -> memoryview:
-    """Any sequence of ints as a column of 64-bit words; int64 buffers without a copy."""
-    column: memoryview | None = None
+def column(offsets: Offsets) -> memoryview:
+    """Any sequence of ints as a column of 64-bit words; int64 buffers without a copy.
+
+    Raises:
+        TypeError, ValueError: not ints, or not within 0..2**63-1.
+    """
+    words: memoryview | None = None
     if not isinstance(offsets, (list, tuple, range)):
         try:
             view = memoryview(offsets)  # type: ignore[arg-type]
@@ -83,16 +87,16 @@ def _offsets(offsets: Offsets) -> memoryview:
                     f"a buffer of offsets must be of one dimension and int64, not of format "
                     f"{view.format!r} and {view.ndim} dimensions"
                 )
-            column = contiguous(view).cast("B").cast("q") if view.nbytes else memoryview(array("q"))
-    if column is None:
+            words = contiguous(view).cast("B").cast("q") if view.nbytes else memoryview(array("q"))
+    if words is None:
         try:
-            column = memoryview(array("q", offsets))  # type: ignore[arg-type]
+            words = memoryview(array("q", offsets))  # type: ignore[arg-type]
         except OverflowError:
             raise ValueError("an offset is beyond 2**63-1, or far below 0") from None
     # The highest byte of each, looked at without making an int of it.
-    if column.nbytes and column.cast("B")[7::8].tobytes().translate(None, _NOT_NEGATIVE):
+    if words.nbytes and words.cast("B")[7::8].tobytes().translate(None, _NOT_NEGATIVE):
         raise ValueError("an offset is negative")
-    return column
+    return words
 
 
 _NOT_NEGATIVE: Final = bytes(range(128))
@@ -108,6 +112,17 @@ def evenly(data: ReadableBuffer, n: int) -> int:
     if size % n:
         raise ValueError(f"{size} bytes of data cannot be divided among {n} offsets evenly")
     return size // n
+
+
+def check_sizes(offsets: memoryview, nbytes: int, memory: ReadableBuffer) -> None:
+    """Refuse, by ValueError, what does not fit together."""
+    if not 1 <= nbytes <= syscalls.MAX_RW_COUNT:
+        raise ValueError(f"nbytes must be within 1..{syscalls.MAX_RW_COUNT}, not {nbytes}")
+    n, size = len(offsets), contiguous(memory).nbytes
+    if size != n * nbytes:
+        raise ValueError(
+            f"{n} operations of {nbytes} bytes need {n * nbytes} bytes of memory, not {size}"
+        )
 
 
 class Bulk:
@@ -140,18 +155,12 @@ class Bulk:
         """Raises TypeError and ValueError for what could not be right on any file."""
         self.opcode = opcode
         self.fd = fd
-        self.offsets = _offsets(offsets)
+        self.offsets = column(offsets)
         self.total = len(self.offsets)
         self.nbytes = nbytes = index(nbytes)
-        if not 1 <= nbytes <= syscalls.MAX_RW_COUNT:
-            raise ValueError(f"nbytes must be within 1..{syscalls.MAX_RW_COUNT}, not {nbytes}")
+        check_sizes(self.offsets, nbytes, memory)
         pin = pin_destination if opcode is Opcode.PREAD else pin_source
-        self.address, size, self._anchor = pin(memory)
-        if size != nbytes * self.total:
-            raise ValueError(
-                f"{self.total} operations of {nbytes} bytes need {nbytes * self.total} bytes of "
-                f"memory, not {size}"
-            )
+        self.address, _, self._anchor = pin(memory)
         self.rw_flags = rw_flags
         #: The first operation that was not started, and how many have ended.
         self.next = 0
@@ -167,7 +176,8 @@ class Bulk:
     def check(self) -> None:
         """Raises BulkError when an operation was not whole."""
         if self.failures:
-            raise BulkError(self.failures, self.total, self.nbytes)
+            results = {i: (max(-res, 0), max(res, 0)) for i, res in self.failures.items()}
+            raise BulkError(results, self.total, self.nbytes)
 
 
 class BulkLane:
@@ -424,3 +434,8 @@ class BulkLane:
         self._kernel.close_eventfd()
         self._finalizer.detach()
         self._job = self._kernel.keeps = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._finalizer.alive

@@ -40,6 +40,8 @@ from .workers import MAX_THREADS, Workers
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
+    from .many import Lanes
+
 __all__ = ["Call", "Driver", "Operation", "Phase", "Plug", "Waiter", "perform"]
 
 # What one turn of the loop may submit. The kernel pins the pages and builds the bios of a direct
@@ -74,6 +76,19 @@ class Waiter(Protocol):
         ...
 
     def __await__(self) -> Generator[Any, None, Any]: ...
+
+
+class Owned(Protocol):
+    """What is closed with a driver: a context, or a lane."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the kernel, and give everything back. Can block."""
+        ...
 
 
 class Phase:
@@ -117,6 +132,9 @@ class Operation:
 
     def released(self) -> None:
         """It is over, in whatever way: give back what it holds. May be repeated."""
+
+    def cancelled(self) -> None:
+        """Who waits for it was cancelled, and waits for its end: it may end early."""
 
     # -- its end --------------------------------------------------------------------------------
 
@@ -267,7 +285,10 @@ class Driver:
         self._idle: list[Waiter] = []
         self._retrying = False
         self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, _retire, [], self._workers)
+        # What is to be closed for a driver that nobody shuts down.
+        self._owned: list[Owned] = []
+        self._finalizer = weakref.finalize(self, _retire, self._owned, self._workers)
+        self._many: Lanes | None = None
         #: Memory to read cached data into, and the same in a list, by its size.
         self.scratch: dict[int, tuple[memoryview, list[memoryview]]] = {}
         self._scratch = memoryview(b"")
@@ -358,14 +379,22 @@ class Driver:
                 self._denied = error
             else:
                 self._context = context
-                self._finalizer.detach()
-                self._finalizer = weakref.finalize(self, _retire, [context], self._workers)
+                self._owned.append(context)
                 self._watch(context.fileno(), self._on_readable)
         if self._denied is not None:
             if required:
                 raise self._denied
             _warn_once(self._denied)
         return self._context is not None
+
+    @property
+    def many(self) -> Lanes:
+        """Where many operations are done at a time."""
+        if self._many is None:
+            from .many import Lanes  # noqa: PLC0415 - it is above this module
+
+            self._many = Lanes(self, self._owned)
+        return self._many
 
     @property
     def context(self) -> IOContext | None:
@@ -613,15 +642,16 @@ class Driver:
     @property
     def busy(self) -> bool:
         """Whether anything waits or is under way."""
-        return bool(
-            self._waiting
-            or self._heavy
-            or self._performing
-            or self._arrived
-            or (
-                self._context is not None and not self._context.closed and self._context.outstanding
-            )
-        )
+        if self._waiting or self._heavy or self._performing or self._arrived:
+            return True
+        if self._many is not None and self._many.busy:
+            return True
+        context = self._context
+        return context is not None and not context.closed and context.outstanding > 0
+
+    def _ended(self) -> None:
+        if self._idle:
+            self._tell_idle()
 
     def _tell_idle(self) -> None:
         if not self.busy:
@@ -647,13 +677,15 @@ class Driver:
         if self.refusal is None:
             self.refusal = ClosedError("the driver of this event loop was shut down")
         await self.drained()
-        context = self._context
-        if context is not None and not context.closed:
-            self._unwatch(context.fileno())
-            closing = Call(self, context.close)
-            self._heavy.append(closing)
-            self._pump()
-            await self.settle(closing)
+        if self._context is not None and not self._context.closed:
+            self._unwatch(self._context.fileno())
+        if self._many is not None:
+            self._many.leave(self)
+        closing = [Call(self, one.close) for one in self._owned if not one.closed]
+        self._heavy.extend(closing)
+        self._pump()
+        for call in closing:
+            await self.settle(call)
         self._finalizer.detach()
         self._workers.stop()
 
@@ -701,23 +733,23 @@ def _warn_once(denied: OSError) -> None:
         )
 
 
-def _retire(contexts: list[IOContext], workers: Workers) -> None:
+def _retire(owned: list[Owned], workers: Workers) -> None:
     """Give back what a driver had that nobody shut down."""
     workers.stop()
-    for context in contexts:
-        if context.closed:
+    for one in owned:
+        if one.closed:
             continue
         try:
-            threading.Thread(target=_close, args=(context,), name="rawaio close").start()
+            threading.Thread(target=_close, args=(one,), name="rawaio close").start()
         except RuntimeError:  # the interpreter ends, and starts no threads any more
-            _close(context)
+            _close(one)
 
 
-def _close(context: IOContext) -> None:
+def _close(one: Owned) -> None:
     try:
-        context.close()
+        one.close()
     except Exception as error:  # noqa: BLE001 - there is nobody to tell
-        report(error, context)
+        report(error, one)
 
 
 def _after_fork_in_child() -> None:

@@ -56,12 +56,12 @@ class BulkError(OSError):
     whole were short.
     """
 
-    def __init__(self, results: Mapping[int, int], total: int, nbytes: int) -> None:
-        """results: bytes or -errno by index, of those that were not whole."""
+    def __init__(self, results: Mapping[int, tuple[int, int]], total: int, nbytes: int) -> None:
+        """results: errno, or 0, and bytes by index, of those that were not whole."""
         #: The errno of each that was not whole; 0 of those that were short.
-        self.errors: dict[int, int] = {i: max(-results[i], 0) for i in sorted(results)}
+        self.errors: dict[int, int] = {i: results[i][0] for i in sorted(results)}
         #: The bytes that each of them transferred.
-        self.counts: dict[int, int] = {i: max(results[i], 0) for i in sorted(results)}
+        self.counts: dict[int, int] = {i: results[i][1] for i in sorted(results)}
         self.total = total
         failed = [code for code in self.errors.values() if code]
         code = failed[0] if failed else 0

@@ -31,14 +31,28 @@ from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from . import syscalls
+from .blocking import (
+    MAX_SEGMENTS,
+    allocate,
+    behind,
+    close_all,
+    fstat_size,
+    read_bytes,
+    read_whole,
+    readable,
+    sequence,
+    truncate,
+    writable,
+    write_whole,
+)
+from .bulk import check_sizes, column, evenly
 from .descriptor import OpenedFile, buffered_twin, open_file, parse_mode, size_of
 from .errors import ClosedError, set_written, written
 from .loops import running_driver
-from .memory import contiguous
+from .many import transfer_many
 from .rangelock import RangeLock
 from .request import Request
-from .syscalls import RWF
+from .syscalls import RWF, Opcode
 from .transfer import MOST, BouncedRead, FileCall, Patience, ReadInto, Slot, Sync, Vector, Write
 
 if TYPE_CHECKING:
@@ -47,6 +61,7 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from .bulk import Offsets
     from .descriptor import Descriptor
     from .driver import Driver, Operation, Plug, Waiter
     from .geometry import Geometry
@@ -61,7 +76,6 @@ _T = TypeVar("_T")
 _NOWAIT: Final = int(RWF.NOWAIT)
 _DSYNC: Final = int(RWF.DSYNC)
 _MAX_OFFSET: Final = (1 << 63) - 1
-_MAX_SEGMENTS: Final = syscalls.UIO_MAXIOV
 # Up to this many bytes, what is cached is read into memory that is used again and again; and up to
 # this many it is copied in the loop's thread at all.
 _SCRATCH: Final = 1 << 16
@@ -390,7 +404,7 @@ class File:
     ) -> int:
         """Fill the buffers, one after another, with the bytes from offset on. As `preadinto`."""
         self._reads += 1
-        views = [view for view in map(_writable, _sequence(buffers)) if view.nbytes]
+        views = [view for view in map(writable, sequence(buffers)) if view.nbytes]
         total, offset = self._checked(sum(map(len, views)), offset, self._mode.readable)
         if not total:
             return 0
@@ -398,20 +412,20 @@ class File:
             if self._geometry is None:
                 done = await self._read_buffered(views, offset, lent=True)
             elif len(views) == 1:
-                done = await self._read_into(views[0], offset)
+                done = await self.read_direct(views[0], offset)
             else:
                 done = await self._read_vector(views, offset, total)
         if zero_fill and done < total:
-            for view in _behind(views, done):
+            for view in behind(views, done):
                 view[:] = bytes(len(view))
             return total
         return done
 
-    async def _read_into(self, view: memoryview, offset: int) -> int:
+    async def read_direct(self, view: memoryview, offset: int) -> int:
         """Read a direct file into the caller's memory; how much, to the end of the file."""
         if not (len(view) | offset) & ~self.mask:
             request = Request.pread(self.descriptor, view[:MOST], offset, rw_flags=self.nowait_flag)
-            if self._is_aligned(request.address):
+            if self.is_aligned(request.address):
                 operation = ReadInto(self, request, view)
                 operation.begin()
                 done: int = await self.driver.settle(operation)
@@ -453,7 +467,7 @@ class File:
                 if done in (0, total) or offset + done >= self.size:
                     return done
                 self.continued += 1
-                return done + await self._read_each(_behind(views, done), offset + done)
+                return done + await self._read_each(behind(views, done), offset + done)
         elif total <= _PIECE:
             together = BouncedRead(self, total, offset)
             together.begin()
@@ -469,7 +483,7 @@ class File:
     async def _read_each(self, views: Sequence[memoryview], offset: int) -> int:
         done = 0
         for view in views:
-            n = await self._read_into(view, offset + done)
+            n = await self.read_direct(view, offset + done)
             done += n
             if n < len(view):
                 break
@@ -485,7 +499,7 @@ class File:
             if driver.credit <= 0:
                 await driver.breathe()
             try:
-                done = os.preadv(self._fd, views[:_MAX_SEGMENTS], offset, _NOWAIT)
+                done = os.preadv(self._fd, views[:MAX_SEGMENTS], offset, _NOWAIT)
             except OSError as error:
                 self._not_cached(error)
             else:
@@ -493,11 +507,60 @@ class File:
                 if done in (0, total):
                     self._cached += 1
                     return done
-        rest = _behind(views, done)
+        rest = behind(views, done)
         operation = FileCall(self, partial(read_whole, self.descriptor, rest, offset + done))
         operation.begin()
         n: int = await (driver.settle(operation) if lent else operation.waiter)
         return done + n
+
+    async def pread_many(
+        self, offsets: Offsets, nbytes: int, out: WriteableBuffer | None = None
+    ) -> int | bytearray:
+        """Read nbytes bytes at each of the offsets, the i-th into out[i * nbytes:(i + 1) * nbytes].
+
+        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out: one writable,
+        contiguous buffer of len(offsets) * nbytes bytes; then how many bytes that is is returned.
+        Without it, a new bytearray. Each means the same as one `preadinto`, in any order, and costs
+        a small part of it. Other tasks run meanwhile. Cancelled, it ends when the kernel is done
+        with out.
+
+        Raises:
+            BulkError: some were short, at the end of the file, or failed; all ran to their end, and
+                the data of the others are valid.
+            ValueError, TypeError, ClosedError, ForkedError, io.UnsupportedOperation: as `pread`.
+        """
+        places = column(offsets)
+        memory = bytearray(len(places) * nbytes) if out is None else out
+        self._reads += len(places)
+        total = await self._many(
+            Opcode.PREAD, places, nbytes, writable(memory), self._mode.readable
+        )
+        return memory if isinstance(memory, bytearray) and out is None else total
+
+    async def pwrite_many(
+        self, offsets: Offsets, data: ReadableBuffer, nbytes: int | None = None
+    ) -> int:
+        """Write the i-th nbytes bytes of data at the i-th of the offsets; how many bytes in all.
+
+        nbytes: left out, data is divided among the offsets, without rest. The order is not that of
+        the offsets: they must not overlap. Otherwise as `pread_many`.
+        """
+        places = column(offsets)
+        if nbytes is None:
+            nbytes = evenly(data, len(places))
+        self._writes += len(places)
+        return await self._many(Opcode.PWRITE, places, nbytes, readable(data), self._mode.writable)
+
+    async def _many(
+        self, opcode: Opcode, places: memoryview, nbytes: int, memory: memoryview, allowed: bool
+    ) -> int:
+        nbytes, _ = self._checked(nbytes, 0, allowed)
+        check_sizes(places, nbytes, memory)
+        self.driver.admit()
+        if places:
+            with self._counted():
+                await transfer_many(self, opcode, places, nbytes, memory)
+        return len(places) * nbytes
 
     def stream(
         self,
@@ -574,7 +637,7 @@ class File:
     ) -> int:
         """Write all of the buffers, one after another, at offset. As `pwrite`."""
         self._writes += 1
-        views = [view for view in map(_readable, _sequence(buffers)) if view.nbytes]
+        views = [view for view in map(readable, sequence(buffers)) if view.nbytes]
         total, offset = self._checked(sum(map(len, views)), offset, self._mode.writable)
         if not total:
             return 0
@@ -583,7 +646,7 @@ class File:
             if self._geometry is None:
                 await self._write_buffered(views, offset, flags)
             elif len(views) == 1:
-                await self._write_direct(views[0], offset, flags)
+                await self.write_direct(views[0], offset, flags)
             else:
                 await self._write_vector(views, offset, total, flags)
         return total
@@ -597,15 +660,15 @@ class File:
         Raises: as `pwrite`; io.UnsupportedOperation also on a block device.
         """
         self._writes += 1
-        view = _readable(data)
+        view = readable(data)
         self._checked(view.nbytes, 0, self._mode.writable)
         if self._device_size is not None:
             raise io.UnsupportedOperation("nothing can be appended to a block device")
         flags = _DSYNC if dsync else 0
         with self._counted():
-            turn = await self._hold(self._shared.appending, 0, 1)
+            turn = await self.hold(self._shared.appending, 0, 1)
             try:
-                offset = await self._call(partial(_fstat_size, self.descriptor))
+                offset = await self._call(partial(fstat_size, self.descriptor))
                 _, offset = self._checked(view.nbytes, offset, self._mode.writable)
                 if not view.nbytes:
                     pass
@@ -613,19 +676,20 @@ class File:
                     call = partial(write_whole, self.descriptor, [view], offset, flags, once=True)
                     await self._call(call)
                 else:
-                    await self._write_direct(view, offset, flags, once=True)
+                    await self.write_direct(view, offset, flags, once=True)
             finally:
                 self._shared.appending.release(turn)
         return offset
 
-    async def _write_direct(
+    async def write_direct(
         self, view: memoryview, offset: int, flags: int, *, once: bool = False
     ) -> None:
+        """Write all of view to a direct file. once: what is short is not written again."""
         if not (len(view) | offset) & ~self.mask:
             request = Request.pwrite(
                 self.descriptor, view[:MOST], offset, rw_flags=flags | self.nowait_flag
             )
-            if self._is_aligned(request.address):
+            if self.is_aligned(request.address):
                 operation = Write(self, view, offset, flags, request=request, once=once)
                 operation.begin()
                 await self.driver.settle(operation)
@@ -633,7 +697,7 @@ class File:
         self._unaligned += 1
         # Holds are compared with all others: there must not be very many.
         place = self._unaligned % _UNALIGNED
-        turn = await self._hold(self._shared.unaligned, place, place + 1)
+        turn = await self.hold(self._shared.unaligned, place, place + 1)
         try:
             await self._write_unaligned(view, offset, flags, once)
         finally:
@@ -649,14 +713,14 @@ class File:
             if ragged and not self._edges_readable:
                 cut = offset
             elif stop != last and self._device_size is None:
-                size = await self._call(partial(_fstat_size, self.descriptor))
+                size = await self._call(partial(fstat_size, self.descriptor))
                 if size < last:
                     cut = max(offset, last - self._block)
             if cut < stop:
                 # The page cache may write back as much as a folio around it.
-                hold = await self._hold(self.lock, min(cut & -_FOLIO, first), _MAX_OFFSET)
+                hold = await self.hold(self.lock, min(cut & -_FOLIO, first), _MAX_OFFSET)
             else:
-                hold = await self._hold(self.lock, first, last, exclusive=ragged)
+                hold = await self.hold(self.lock, first, last, exclusive=ragged)
             try:
                 if cut == stop != last and self._device_size is None and self.size < last:
                     continue  # it was cut meanwhile
@@ -685,7 +749,7 @@ class File:
             edges.append(stop - block)
         for edge in edges:
             part = slot.buffer[edge - start : edge - start + block]
-            got = await self._read_into(part, edge)
+            got = await self.read_direct(part, edge)
             part[got:] = bytes(block - got)  # behind the end of the file
         here, there = max(offset, start), min(end, stop)
         slot.buffer[here - start : there - start] = view[here - offset : there - offset]
@@ -716,7 +780,7 @@ class File:
                 self.descriptor, views, offset, rw_flags=flags | self.nowait_flag
             )
             if self._are_aligned(views, offset, request):
-                hold = await self._hold(self.lock, offset, offset + total, exclusive=False)
+                hold = await self.hold(self.lock, offset, offset + total, exclusive=False)
                 try:
                     operation = Vector(self, request)
                     operation.begin()
@@ -728,15 +792,15 @@ class File:
                 self.continued += 1
                 if done == 0:
                     raise _no_space(request, done, total)
-                views = _behind(views, done)
+                views = behind(views, done)
                 offset += done
                 try:
-                    await self._write_direct(memoryview(b"".join(views)), offset, flags)
+                    await self.write_direct(memoryview(b"".join(views)), offset, flags)
                 except OSError as error:
                     set_written(error, done + written(error))
                     raise
                 return
-        await self._write_direct(memoryview(b"".join(views)), offset, flags)
+        await self.write_direct(memoryview(b"".join(views)), offset, flags)
 
     async def _write_buffered(self, views: list[memoryview], offset: int, flags: int) -> None:
         driver = self.driver
@@ -747,7 +811,7 @@ class File:
             if driver.credit <= 0:
                 await driver.breathe()
             try:
-                done = os.pwritev(self._fd, views[:_MAX_SEGMENTS], offset, _NOWAIT)
+                done = os.pwritev(self._fd, views[:MAX_SEGMENTS], offset, _NOWAIT)
             except OSError as error:
                 self._not_cached(error, writing=True)
             else:
@@ -755,7 +819,7 @@ class File:
                 if done == total:
                     self._cached += 1
                     return
-        rest = _behind(views, done)
+        rest = behind(views, done)
         await self._call(
             partial(write_whole, self.descriptor, rest, offset + done, flags, before=done)
         )
@@ -792,9 +856,9 @@ class File:
         """
         nbytes, _ = self._checked(nbytes, 0, self._mode.writable)
         with self._counted():
-            hold = await self._hold(self.lock, nbytes & -_FOLIO, _MAX_OFFSET)
+            hold = await self.hold(self.lock, nbytes & -_FOLIO, _MAX_OFFSET)
             try:
-                await self._call(partial(_truncate, self.descriptor, nbytes))
+                await self._call(partial(truncate, self.descriptor, nbytes))
             finally:
                 self.lock.release(hold)
 
@@ -811,9 +875,9 @@ class File:
         if not nbytes:
             raise ValueError("nbytes must be 1 at least")
         with self._counted():
-            hold = await self._hold(self.lock, offset & -_FOLIO, _MAX_OFFSET)
+            hold = await self.hold(self.lock, offset & -_FOLIO, _MAX_OFFSET)
             try:
-                await self._call(partial(_allocate, self.descriptor, offset, nbytes))
+                await self._call(partial(allocate, self.descriptor, offset, nbytes))
             finally:
                 self.lock.release(hold)
 
@@ -834,7 +898,7 @@ class File:
         twin, self._twin = self._twin, None
         if self.descriptor.fileno() >= 0:
             descriptors = [self.descriptor] if twin is None else [twin, self.descriptor]
-            await self.driver.last_call(partial(_close, descriptors))
+            await self.driver.last_call(partial(close_all, descriptors))
 
     async def __aenter__(self) -> Self:
         return self
@@ -904,9 +968,7 @@ class File:
         result: _T = await self.driver.settle(operation)
         return result
 
-    async def _hold(
-        self, lock: RangeLock, start: int, stop: int, *, exclusive: bool = True
-    ) -> Hold:
+    async def hold(self, lock: RangeLock, start: int, stop: int, *, exclusive: bool = True) -> Hold:
         waiter = self.driver.waiter()
         hold = lock.acquire(start, stop, exclusive=exclusive, granted=partial(self._grant, waiter))
         if not hold.granted:
@@ -921,19 +983,20 @@ class File:
         if not waiter.done():
             self.driver.wake(waiter, None, None)
 
-    def _is_aligned(self, address: int) -> bool:
-        return not address & (self.memory_alignment - 1)
+    def is_aligned(self, address: int, bits: int = 0) -> bool:
+        """Whether direct I/O takes an address, and lengths and offsets or-ed together."""
+        return not (address & (self.memory_alignment - 1) or bits & ~self.mask)
 
     def _are_aligned(
         self, views: list[memoryview], offset: int, request: Request | None = None
     ) -> bool:
         """Whether the lengths of a vector are; with its request, whether the addresses are too."""
         if request is not None:
-            return all(map(self._is_aligned, request.addresses))
+            return all(map(self.is_aligned, request.addresses))
         lengths = 0
         for view in views:
             lengths |= len(view)
-        return len(views) <= _MAX_SEGMENTS and not (lengths | offset) & ~self.mask
+        return len(views) <= MAX_SEGMENTS and not (lengths | offset) & ~self.mask
 
     def _checked(self, nbytes: int, offset: int, allowed: bool) -> tuple[int, int]:
         if self._closing:
@@ -986,113 +1049,8 @@ class _Counted:
         self._file.ended(self)
 
 
-# -- views ---------------------------------------------------------------------------------------
-
-
-def _sequence(buffers: Sequence[Any]) -> Sequence[Any]:
-    if isinstance(buffers, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"a sequence of buffers is needed, not {type(buffers).__name__}")
-    return buffers
-
-
-def _readable(buffer: ReadableBuffer) -> memoryview:
-    """The bytes of a buffer, exported as long as the view lives."""
-    view = contiguous(buffer)
-    return view if view.format == "B" and view.ndim == 1 else _as_bytes(view)
-
-
-def _writable(buffer: WriteableBuffer) -> memoryview:
-    view = _readable(buffer)
-    if view.readonly:
-        raise TypeError(f"cannot read into a read-only {type(buffer).__name__}")
-    return view
-
-
-def _as_bytes(view: memoryview) -> memoryview:
-    # An array with a 0 in its shape cannot be cast.
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def _behind(views: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of the views after done bytes."""
-    rest: list[memoryview] = []
-    for view in views:
-        if done < len(view):
-            rest.append(view[done:] if done else view)
-        done = max(done - len(view), 0)
-    return rest
-
-
 def _no_space(request: Request, done: int, total: int) -> OSError:
     error = request.error(errno.ENOSPC)
     set_written(error, done)
     error.add_note(f"{done} of {total} bytes were written")
     return error
-
-
-# -- in threads ----------------------------------------------------------------------------------
-
-
-def _fstat_size(descriptor: Descriptor) -> int:
-    return os.fstat(descriptor.fileno()).st_size
-
-
-def _truncate(descriptor: Descriptor, nbytes: int) -> None:
-    os.ftruncate(descriptor.fileno(), nbytes)
-
-
-def _allocate(descriptor: Descriptor, offset: int, nbytes: int) -> None:
-    syscalls.fallocate(descriptor.fileno(), 0, offset, nbytes)
-
-
-def _close(descriptors: list[Descriptor]) -> None:
-    for descriptor in descriptors:
-        descriptor.close()
-
-
-def read_whole(descriptor: Descriptor, views: list[memoryview], offset: int) -> int:
-    """Read until the views are full, or the file ends; how much. Blocks."""
-    done = 0
-    while views:
-        n = os.preadv(descriptor.fileno(), views[:_MAX_SEGMENTS], offset + done)
-        if n == 0:
-            break
-        done += n
-        views = _behind(views, n)
-    return done
-
-
-def read_bytes(descriptor: Descriptor, nbytes: int, offset: int) -> bytes:
-    """Read nbytes bytes, fewer at the end of the file. Blocks."""
-    data = os.pread(descriptor.fileno(), min(nbytes, MOST), offset)
-    if len(data) == nbytes or not data:
-        return data
-    memory = bytearray(nbytes)
-    memory[: len(data)] = data
-    n = len(data) + read_whole(descriptor, [memoryview(memory)[len(data) :]], offset + len(data))
-    return bytes(memoryview(memory)[:n])
-
-
-def write_whole(
-    descriptor: Descriptor,
-    views: list[memoryview],
-    offset: int,
-    flags: int,
-    *,
-    before: int = 0,
-    once: bool = False,
-) -> None:
-    """Write until all is written. Blocks. before: what was written already, for the error."""
-    total = sum(map(len, views))
-    done = 0
-    try:
-        while views:
-            n = os.pwritev(descriptor.fileno(), views[:_MAX_SEGMENTS], offset + done, flags)
-            done += n
-            views = _behind(views, n)
-            if n == 0 or (once and views):
-                raise OSError(errno.ENOSPC, f"pwritev: {os.strerror(errno.ENOSPC)}")
-    except OSError as error:
-        set_written(error, before + done)
-        error.add_note(f"{before + done} of {before + total} bytes were written")
-        raise

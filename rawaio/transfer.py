@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .rangelock import Hold, RangeLock
 
 __all__ = [
+    "LOST",
     "MOST",
     "BouncedRead",
     "FileCall",
@@ -50,8 +51,9 @@ _NOWAIT: Final = int(RWF.NOWAIT)
 MOST: Final = 1 << 30
 
 
-# So many EAGAINs in a row, and so many operations that threads do at once before the next try.
-_EAGAINS: Final = 8
+#: So many EAGAINs in a row make one lose patience.
+LOST: Final = 8
+# So many operations threads do at once before the next try.
 _SKIPPED: Final = 64
 
 
@@ -66,11 +68,11 @@ class Patience:
 
     def lost(self) -> bool:
         """Whether a thread should do the next operation at once."""
-        if self.refused < _EAGAINS:
+        if self.refused < LOST:
             return False
         self.refused += 1
-        if self.refused > _EAGAINS + _SKIPPED:
-            self.refused = _EAGAINS - 1
+        if self.refused > LOST + _SKIPPED:
+            self.refused = LOST - 1
             return False
         return True
 

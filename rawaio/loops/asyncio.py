@@ -78,6 +78,8 @@ class AsyncioDriver(Driver):
         _drivers[loop] = weakref.ref(self)
         if self._context is not None and not self._context.closed:
             self._watch(self._context.fileno(), self._on_readable)
+        if self._many is not None:
+            self._many.move(self)
         loop.call_soon(self._resume)
 
     def detach(self) -> None:
@@ -90,6 +92,8 @@ class AsyncioDriver(Driver):
             return
         if self._context is not None and not self._context.closed and not loop.is_closed():
             loop.remove_reader(self._context.fileno())
+        if self._many is not None and not loop.is_closed():
+            self._many.leave(self)
         if _drivers.get(loop, lambda: None)() is self:
             del _drivers[loop]
         self._guarded.clear()  # or the guardian, let go, would end this driver
@@ -141,7 +145,7 @@ class AsyncioDriver(Driver):
         assert self._loop is not None
         self._loop.add_reader(fd, callback)
         watch_ring = getattr(self._loop, "watch_ring", None)  # of loops.polling
-        if watch_ring is not None:
+        if watch_ring is not None and self._context is not None:
             watch_ring(self._context)
 
     def _unwatch(self, fd: int) -> None:
@@ -166,6 +170,7 @@ class AsyncioDriver(Driver):
             return await operation.waiter
         except asyncio.CancelledError as error:
             cancelled = error
+        operation.cancelled()
         while not operation.withdraw() and operation.phase != Phase.FINISHED:
             # Whoever cancelled us has cancelled the waiter too.
             if operation.waiter.done():

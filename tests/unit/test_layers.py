@@ -45,6 +45,8 @@ ORDER = {
     "descriptor": 3,
     "driver": 3,
     "transfer": 3,
+    "blocking": 3,
+    "many": 3,
     "loops": 3,
     "file": 3,
     "testing": 4,
