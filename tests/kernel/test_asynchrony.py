@@ -30,10 +30,10 @@ class Disk:
         self.direct = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
         self.buffer = aligned_buffer(_NBYTES)
         self.buffer[:] = bytes(_NBYTES)  # no page faults: btrfs reads past the cache only then
-        self.flush()
 
-    def flush(self) -> None:
-        """Leave nothing to be written, and nothing cached."""
+    def reset(self) -> None:
+        """Leave the file as it was, nothing to be written, and nothing cached."""
+        os.ftruncate(self.buffered, MIB)
         os.fsync(self.buffered)
         os.sync()
         os.posix_fadvise(self.buffered, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -55,20 +55,28 @@ class Disk:
         os.close(self.direct)
 
 
-@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+@pytest.fixture(params=["ext4", "xfs", "btrfs"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
-@pytest.fixture
-def disk(kind: str, tmp_path: Path) -> Iterator[Disk]:
-    with rawaio.IOContext() as ctx, held_disk(kind, tmp_path) as (root, fuse):
+@pytest.fixture(scope="module")
+def made(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    directory = tmp_path_factory.mktemp(kind)
+    with rawaio.IOContext() as ctx, held_disk(kind, directory) as (root, fuse):
         disk = Disk(root, fuse, ctx)
         try:
             yield disk
         finally:
             disk.close()
+
+
+@pytest.fixture
+def disk(made: Disk) -> Iterator[Disk]:
+    made.reset()
+    yield made
+    made.fuse.unhold()
 
 
 def test_a_direct_read_returns(disk: Disk, threads: Threads) -> None:
