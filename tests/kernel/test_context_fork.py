@@ -16,6 +16,7 @@ import pytest
 import rawaio
 from rawaio import Request
 from tests.context_support import (
+    LIMIT_S,
     Pipe,
     aio_mappings,
     new_context,
@@ -177,7 +178,7 @@ def test_a_callback_that_forks(ctx: rawaio.IOContext, null: int, pipe: Pipe) -> 
 
     sleeper(ctx, wait)
     try:
-        reaped = ctx.reap(min_nr=2, timeout=0.1)
+        reaped = ctx.reap(min_nr=2, timeout=LIMIT_S)
     except rawaio.ForkedError:
         os._exit(0 if os.getpid() != parent else 2)
     finally:
