@@ -254,6 +254,8 @@ class SubmissionQueue:
                 if not self.blocked and (not self._plugs or len(pending) >= self.max_batch):
                     self.flush()
                 return 1
+        if self._refusal is not None:
+            raise self._refused()  # without the lock, which in a forked child nobody may let go of
         try:
             with self.lock:
                 self._take(requests, n)
