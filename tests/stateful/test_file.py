@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
+from tests.context_support import LIMIT_S
 from tests.filesystems import FileSystem
 from tests.fuse_server import FuseServer
-from tests.stateful.file_world import Contents, FileMachine, Run, plain
+from tests.stateful.file_world import FileMachine, Run
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("RAWAIO_SOAK_EXAMPLES", "15")),
@@ -22,6 +23,8 @@ SETTINGS = settings(
     deadline=None,
     database=None,
     print_blob=True,
+    phases=[Phase.generate],  # shrinking takes minutes, and does not end where it is a race
+    report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -29,12 +32,16 @@ SETTINGS = settings(
 @pytest.fixture
 def run() -> Iterator[Run]:
     with asyncio.Runner() as runner:
-        yield runner.run
+
+        def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+            return runner.run(asyncio.wait_for(coroutine, LIMIT_S))
+
+        yield run
 
 
-def perform(run: Run, path: Path, contents: Contents = plain) -> None:
+def perform(run: Run, path: Path, **options: Any) -> None:
     def machine() -> FileMachine:
-        return FileMachine(run, path, contents)
+        return FileMachine(run, path, **options)
 
     run_state_machine_as_test(cast("type[RuleBasedStateMachine]", machine), settings=SETTINGS)
 
@@ -51,4 +58,8 @@ def test_where_transfers_are_short(run: Run, async_dio: bool) -> None:
             fuse.short(3000, "read")
         else:
             fuse.short(3000)
-        perform(run, fuse.path("file"), lambda path, _: fuse.contents(path.name))
+
+        def contents(path: Path, direct: bool) -> bytes:
+            return fuse.contents(path.name)
+
+        perform(run, fuse.path("file"), contents=contents, appends=async_dio)
