@@ -118,7 +118,7 @@ class FileStatistics:
 class _Shared:
     """What all files of one driver that are the same file have in common."""
 
-    __slots__ = ("__weakref__", "appending", "lock", "unaligned")
+    __slots__ = ("__weakref__", "appending", "direct", "lock", "unaligned")
 
     def __init__(self) -> None:
         self.lock = RangeLock()
@@ -126,6 +126,8 @@ class _Shared:
         #: unaligned has one of the others.
         self.appending = RangeLock()
         self.unaligned = RangeLock()
+        #: How many of them write past the page cache.
+        self.direct = 0
 
 
 def open(
@@ -266,6 +268,7 @@ class File:
         if shared is None:
             shared = driver.shared[found.identity] = _Shared()
         self._shared: _Shared = shared
+        shared.direct += direct and found.mode.writable
         #: Which bytes are being written.
         self.lock: RangeLock = shared.lock
         #: Operations that wait or are under way.
@@ -673,8 +676,7 @@ class File:
                 if not view.nbytes:
                     pass
                 elif self._geometry is None:
-                    call = partial(write_whole, self.descriptor, [view], offset, flags, once=True)
-                    await self._call(call)
+                    await self._write_cache([view], offset, flags, once=True)
                 else:
                     await self.write_direct(view, offset, flags, once=True)
             finally:
@@ -806,7 +808,7 @@ class File:
         driver = self.driver
         total = sum(map(len, views))
         done = 0
-        if self._writes_cached and total <= _AT_ONCE and not flags:
+        if self._writes_cached and total <= _AT_ONCE and not flags and not self._shared.direct:
             driver.check_running()
             if driver.credit <= 0:
                 await driver.breathe()
@@ -819,10 +821,31 @@ class File:
                 if done == total:
                     self._cached += 1
                     return
-        rest = behind(views, done)
-        await self._call(
-            partial(write_whole, self.descriptor, rest, offset + done, flags, before=done)
-        )
+        await self._write_cache(behind(views, done), offset + done, flags, before=done)
+
+    async def _write_cache(
+        self,
+        views: list[memoryview],
+        offset: int,
+        flags: int,
+        *,
+        before: int = 0,
+        once: bool = False,
+    ) -> None:
+        """Write through the page cache, in a thread. before: written already."""
+        # As far as the page cache may write back, it overwrites what others write directly. One of
+        # them may read a block, before us, to write it whole after us.
+        start = offset & -_FOLIO
+        stop = -(-(offset + sum(map(len, views))) & -_FOLIO)
+        hold = await self._hold(self.lock, start, stop, exclusive=self._shared.direct > 0)
+        try:
+            await self._call(
+                partial(
+                    write_whole, self.descriptor, views, offset, flags, before=before, once=once
+                )
+            )
+        finally:
+            self.lock.release(hold)
 
     # -- the file as a whole --------------------------------------------------------------------
 
@@ -897,6 +920,7 @@ class File:
         self._slots.clear()
         twin, self._twin = self._twin, None
         if self.descriptor.fileno() >= 0:
+            self._shared.direct -= self.direct and self._mode.writable
             descriptors = [self.descriptor] if twin is None else [twin, self.descriptor]
             await self.driver.last_call(partial(close_all, descriptors))
 
