@@ -40,8 +40,6 @@ from .workers import MAX_THREADS, Workers
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-    from .many import Lanes
-
 __all__ = ["Call", "Driver", "Operation", "Phase", "Plug", "Waiter", "perform"]
 
 # What one turn of the loop may submit. The kernel pins the pages and builds the bios of a direct
@@ -88,6 +86,23 @@ class Owned(Protocol):
 
     def close(self) -> None:
         """Wait for the kernel, and give everything back. Can block."""
+        ...
+
+
+class LanesSide(Protocol):
+    """What the driver needs of `many.Lanes`."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way."""
+        ...
+
+    def move(self, driver: Driver, /) -> None:
+        """The driver is attached to a loop."""
+        ...
+
+    def leave(self, driver: Driver, /) -> None:
+        """The driver leaves its loop."""
         ...
 
 
@@ -286,9 +301,10 @@ class Driver:
         self._retrying = False
         self._pid = os.getpid()
         # What is to be closed for a driver that nobody shuts down.
-        self._owned: list[Owned] = []
-        self._finalizer = weakref.finalize(self, _retire, self._owned, self._workers)
-        self._many: Lanes | None = None
+        self.owned: list[Owned] = []
+        self._finalizer = weakref.finalize(self, _retire, self.owned, self._workers)
+        #: Where many operations are done at a time; made and set by `many`.
+        self.lanes: LanesSide | None = None
         #: Memory to read cached data into, and the same in a list, by its size.
         self.scratch: dict[int, tuple[memoryview, list[memoryview]]] = {}
         self._scratch = memoryview(b"")
@@ -379,22 +395,13 @@ class Driver:
                 self._denied = error
             else:
                 self._context = context
-                self._owned.append(context)
+                self.owned.append(context)
                 self._watch(context.fileno(), self._on_readable)
         if self._denied is not None:
             if required:
                 raise self._denied
             _warn_once(self._denied)
         return self._context is not None
-
-    @property
-    def many(self) -> Lanes:
-        """Where many operations are done at a time."""
-        if self._many is None:
-            from .many import Lanes  # noqa: PLC0415 - it is above this module
-
-            self._many = Lanes(self, self._owned)
-        return self._many
 
     @property
     def context(self) -> IOContext | None:
@@ -644,7 +651,7 @@ class Driver:
         """Whether anything waits or is under way."""
         if self._waiting or self._heavy or self._performing or self._arrived:
             return True
-        if self._many is not None and self._many.busy:
+        if self.lanes is not None and self.lanes.busy:
             return True
         context = self._context
         return context is not None and not context.closed and context.outstanding > 0
@@ -679,9 +686,9 @@ class Driver:
         await self.drained()
         if self._context is not None and not self._context.closed:
             self._unwatch(self._context.fileno())
-        if self._many is not None:
-            self._many.leave(self)
-        closing = [Call(self, one.close) for one in self._owned if not one.closed]
+        if self.lanes is not None:
+            self.lanes.leave(self)
+        closing = [Call(self, one.close) for one in self.owned if not one.closed]
         self._heavy.extend(closing)
         self._pump()
         for call in closing:

@@ -837,7 +837,7 @@ class File:
         # them may read a block, before us, to write it whole after us.
         start = offset & -_FOLIO
         stop = -(-(offset + sum(map(len, views))) & -_FOLIO)
-        hold = await self._hold(self.lock, start, stop, exclusive=self._shared.direct > 0)
+        hold = await self.hold(self.lock, start, stop, exclusive=self._shared.direct > 0)
         try:
             await self._call(
                 partial(

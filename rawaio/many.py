@@ -15,7 +15,7 @@ import errno
 import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .blocking import read_whole, write_whole
 from .bulk import Bulk, BulkLane
@@ -23,15 +23,15 @@ from .driver import Operation, Phase
 from .errors import BulkError, written
 from .memory import pin_source
 from .syscalls import Opcode
-from .transfer import LOST, FileCall, Patience
+from .transfer import LOST, FileCall, FileSide, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .driver import Driver, Owned
-    from .file import File
+    from .driver import Driver
+    from .rangelock import Hold, RangeLock
 
-__all__ = ["BulkOperation", "Lanes", "transfer_many"]
+__all__ = ["BulkOperation", "Lanes", "ManySide", "lanes_of", "transfer_many"]
 
 # What the kernel says of an operation that another way may do.
 _AGAIN: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})
@@ -87,10 +87,9 @@ class BulkOperation(Operation):
 class Lanes:
     """The lanes of one driver: one for each job at a time, used again and again."""
 
-    def __init__(self, driver: Driver, owned: list[Owned]) -> None:
-        """owned: where lanes are put, for a driver that nobody shuts down."""
+    def __init__(self, driver: Driver) -> None:
         self._driver = weakref.ref(driver)
-        self._owned = owned
+        self._owned = driver.owned
         self._lanes: dict[BulkLane, BulkOperation | None] = {}
 
     @property
@@ -153,11 +152,49 @@ class Lanes:
                 driver._unwatch(lane.eventfd)
 
 
+def lanes_of(driver: Driver) -> Lanes:
+    """The driver's lanes; made at the first call."""
+    if driver.lanes is None:
+        driver.lanes = Lanes(driver)
+    assert isinstance(driver.lanes, Lanes)
+    return driver.lanes
+
+
 # -- a file's part -------------------------------------------------------------------------------
 
 
+class ManySide(FileSide, Protocol):
+    """What many operations of a file need of it."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether it goes past the page cache."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """Whether there is native AIO: "aio"."""
+        ...
+
+    def is_aligned(self, address: int, bits: int = 0) -> bool:
+        """Whether direct I/O takes an address, and lengths and offsets or-ed together."""
+        ...
+
+    async def hold(self, lock: RangeLock, start: int, stop: int, *, exclusive: bool = True) -> Hold:
+        """Wait for a range."""
+        ...
+
+    async def read_direct(self, view: memoryview, offset: int) -> int:
+        """Read a direct file, whatever is aligned or not."""
+        ...
+
+    async def write_direct(self, view: memoryview, offset: int, flags: int) -> None:
+        """Write a direct file, whatever is aligned or not."""
+        ...
+
+
 async def transfer_many(
-    file: File, opcode: Opcode, offsets: memoryview, nbytes: int, memory: memoryview
+    file: ManySide, opcode: Opcode, offsets: memoryview, nbytes: int, memory: memoryview
 ) -> None:
     """Do all the operations, of a file that is known to be open and in the right mode.
 
@@ -189,7 +226,7 @@ class _Section:
 
     def __init__(
         self,
-        file: File,
+        file: ManySide,
         opcode: Opcode,
         offsets: memoryview,
         nbytes: int,
@@ -238,7 +275,7 @@ class _Section:
                 self.memory,
                 rw_flags=file.nowait_flag,
             )
-            await file.driver.settle(file.driver.many.start(job))
+            await file.driver.settle(lanes_of(file.driver).start(job))
             # As good as always refused, or worth another try.
             patience.refused = LOST if len(job.failures) > job.total // 2 else 0
             todo = self._unfinished(job)

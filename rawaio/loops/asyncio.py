@@ -78,8 +78,8 @@ class AsyncioDriver(Driver):
         _drivers[loop] = weakref.ref(self)
         if self._context is not None and not self._context.closed:
             self._watch(self._context.fileno(), self._on_readable)
-        if self._many is not None:
-            self._many.move(self)
+        if self.lanes is not None:
+            self.lanes.move(self)
         loop.call_soon(self._resume)
 
     def detach(self) -> None:
@@ -92,8 +92,8 @@ class AsyncioDriver(Driver):
             return
         if self._context is not None and not self._context.closed and not loop.is_closed():
             loop.remove_reader(self._context.fileno())
-        if self._many is not None and not loop.is_closed():
-            self._many.leave(self)
+        if self.lanes is not None and not loop.is_closed():
+            self.lanes.leave(self)
         if _drivers.get(loop, lambda: None)() is self:
             del _drivers[loop]
         self._guarded.clear()  # or the guardian, let go, would end this driver
