@@ -274,7 +274,12 @@ class Transfer(_FileOperation):
 
 
 class _Read(Transfer):
-    __slots__ = ()
+    __slots__ = ("_again",)
+
+    def __init__(self, file: FileSide, nbytes: int, offset: int) -> None:
+        super().__init__(file, nbytes, offset, file.read_patience)
+        # How far the last try came that ended inside of a block.
+        self._again = 0
 
     def _partly(self, request: Request, before: int, res: int) -> None:
         file = self.file
@@ -287,8 +292,12 @@ class _Read(Transfer):
             self._ended(done)
         else:
             start = file.round_down(self.offset + done) - self.offset
-            # A file system that serves parts of blocks has to take them too.
-            self._go_on(start if start > before else done)
+            if start > before or done > self._again:
+                # Also the same block once more: the file may have grown since.
+                self._again = done
+                self._go_on(start)
+            else:  # a file system that serves parts of blocks has to take them too
+                self._go_on(done)
 
     def _rest(self, done: int) -> Request:
         assert self.view is not None
@@ -331,6 +340,7 @@ class BouncedRead(_Read):
         self._tail = tail = head + nbytes
         self.nbytes = -(-tail & mask)
         self._target = target
+        self._again = 0
         self._slot: Slot | None = None
         file.under_way.add(self)
 
@@ -399,7 +409,7 @@ class ReadInto(_Read):
     __slots__ = ("_prepared",)
 
     def __init__(self, file: FileSide, request: Request, view: memoryview) -> None:
-        super().__init__(file, view.nbytes, request.offset, file.read_patience)
+        super().__init__(file, view.nbytes, request.offset)
         self.view = view
         self._prepared = request
 
