@@ -283,8 +283,9 @@ class IOContext:
                     for earlier in (self._ready, self._done):
                         target.extend(starmap(earlier.popleft, repeat((), len(earlier))))
             self._fetch(target, None)
-            for completion in target:
-                complete_one(completion[0])
+            if complete(target) < len(target):  # a request with a callback, which is not run
+                for completion in target:
+                    complete_one(completion[0])
             if queue.pending:
                 queue.kick()
         except BaseException as error:

@@ -50,7 +50,7 @@ _NOWAIT: Final = int(RWF.NOWAIT)
 _SIZES: Final = 256
 # Answers from the page cache between two turns of the loop, in all and for one task alone. One
 # takes one or two microseconds.
-_TURN_CREDIT: Final = 256
+_TURN_CREDIT: Final = 512
 _RUN_CREDIT: Final = 64
 
 

@@ -384,7 +384,11 @@ class File:
             return b""
         if self._geometry is not None:
             operation = BouncedRead(self, nbytes, offset)
-            operation.begin()
+            driver = self.driver
+            if operation.offloaded or driver.refusal is not None or driver.thread != get_ident():
+                operation.begin()
+            else:
+                driver.begin(operation)
             data: bytes = await operation.waiter
         else:
             memory = bytearray(nbytes)

@@ -349,12 +349,26 @@ class BouncedRead(_Read):
         """How many bytes are asked for."""
         return self._tail - self._head
 
+    def start(self) -> Request | None:
+        """See `Operation`."""
+        file = self.file
+        if self.phase != Phase.WAITING or self.request is not None or file.closed:
+            return super().start()
+        if self.waiter.done():  # nobody waits any more
+            self.finish(None)
+            return None
+        self._slot = slot = file.take_slot(self.nbytes)
+        self.view = slot.buffer
+        self.request = request = slot.request
+        request.offset = self.offset
+        self.phase = Phase.STARTED
+        return request
+
     def _first(self) -> Request:
         self._slot = slot = self.file.take_slot(self.nbytes)
         self.view = slot.buffer
-        request = slot.request
-        request.offset = self.offset
-        return request
+        slot.request.offset = self.offset
+        return slot.request
 
     def completed(self, res: int) -> None:
         """See `Operation`."""
