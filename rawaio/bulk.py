@@ -34,6 +34,7 @@ from . import syscalls
 from .errors import BulkError
 from .kernel import Kernel
 from .memory import contiguous, pin_destination, pin_source
+from .request import fileno_of
 from .ring import CompletionRing
 from .syscalls import Opcode
 
@@ -133,6 +134,7 @@ class Bulk:
         "address",
         "failures",
         "fd",
+        "fileno",
         "finished",
         "nbytes",
         "next",
@@ -155,6 +157,7 @@ class Bulk:
         """Raises TypeError and ValueError for what could not be right on any file."""
         self.opcode = opcode
         self.fd = fd
+        self.fileno = fileno_of(fd)
         self.offsets = column(offsets)
         self.total = len(self.offsets)
         self.nbytes = nbytes = index(nbytes)
@@ -292,14 +295,13 @@ class BulkLane:
         assert self._job is None
         # The kernel's last resort has to keep what the kernel may have.
         self._job = self._kernel.keeps = job
-        fd = job.fd if isinstance(job.fd, int) else job.fd.fileno()
         image = _IOCB.pack(
             0,
             0,
             job.rw_flags,
             job.opcode,
             0,
-            fd,
+            job.fileno,
             0,
             job.nbytes,
             0,

@@ -46,7 +46,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Final, Self
+    from typing import Final, Self, overload
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -369,6 +369,21 @@ class IOContext:
         return True
 
     # -- many at a time -------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        @overload
+        def pread_many(self, fd: int | HasFileno, offsets: Offsets, nbytes: int) -> bytearray: ...
+
+        @overload
+        def pread_many(
+            self, fd: int | HasFileno, offsets: Offsets, nbytes: int, out: None
+        ) -> bytearray: ...
+
+        @overload
+        def pread_many(
+            self, fd: int | HasFileno, offsets: Offsets, nbytes: int, out: WriteableBuffer
+        ) -> int: ...
 
     def pread_many(
         self,

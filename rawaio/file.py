@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import index
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from .blocking import (
     MAX_SEGMENTS,
@@ -519,6 +519,12 @@ class File:
         operation.begin()
         n: int = await (driver.settle(operation) if lent else operation.waiter)
         return done + n
+
+    @overload
+    async def pread_many(self, offsets: Offsets, nbytes: int, out: None = None) -> bytearray: ...
+
+    @overload
+    async def pread_many(self, offsets: Offsets, nbytes: int, out: WriteableBuffer) -> int: ...
 
     async def pread_many(
         self, offsets: Offsets, nbytes: int, out: WriteableBuffer | None = None

@@ -50,13 +50,15 @@ _RETRY_S: Final = 0.001
 class BulkOperation(Operation):
     """One job on one lane."""
 
-    __slots__ = ("job", "lane", "most")
+    __slots__ = ("job", "lane", "most", "wakes")
 
     def __init__(self, driver: Driver, lane: BulkLane, job: Bulk) -> None:
         super().__init__(driver)
         self.lane = lane
         self.job = job
         self.most = max(_TURN_BYTES // job.nbytes, 1)
+        #: Seconds after which to step although the eventfd is not set; None: it is, or will be.
+        self.wakes: float | None = None
 
     def begin(self) -> None:
         """Start it."""
@@ -67,16 +69,22 @@ class BulkOperation(Operation):
     def step(self) -> bool:
         """Collect and submit; whether it is over. To be called when the lane's eventfd is set."""
         lane, job = self.lane, self.job
+        collected = lane.collect()
+        submitted = 0
         for _ in range(_TURN_WINDOWS):
-            if not lane.submit(self.most) and not lane.collect():
+            n = lane.submit(self.most - submitted)
+            if not n:
                 break
-            lane.collect()
-            if job.next * job.nbytes >= self.most * _TURN_WINDOWS:
-                break
+            submitted += n
+            collected += lane.collect()
+        self.wakes = None
         if job.finished == job.total:
             lane.end()
             self.finish(None)
             return True
+        if not job.in_flight and not collected:
+            # All were refused at once; or EAGAIN: the kernel is short of what nobody gives back.
+            self.wakes = 0 if submitted else _RETRY_S
         return False
 
     def cancelled(self) -> None:
@@ -133,9 +141,8 @@ class Lanes:
         if operation.phase == Phase.FINISHED:
             self._lanes[lane] = None
             driver._ended()
-        elif not operation.job.in_flight:
-            # EAGAIN: the kernel is short of what no completion gives back; or a turn had its share.
-            driver._call_later(_RETRY_S, partial(self._step, lane))
+        elif operation.wakes is not None:
+            driver._call_later(operation.wakes, partial(self._step, lane))
 
     def move(self, driver: Driver) -> None:
         """The driver is attached to a loop: watch there."""

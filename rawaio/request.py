@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
     from .protocols import HasFileno
 
-__all__ = ["IOCB_SIZE", "OPCODE_BYTE", "TRANSITIONS", "Completion", "Request", "State", "Step"]
+__all__ = [
+    "IOCB_SIZE",
+    "OPCODE_BYTE",
+    "TRANSITIONS",
+    "Completion",
+    "Request",
+    "State",
+    "Step",
+    "fileno_of",
+]
 
 
 class State(IntEnum):
@@ -142,7 +151,7 @@ class Request:
         self._state = _NEW
         self.callback = callback
         self.user_data = user_data
-        self._fd, self._fileno = fd, _fileno(fd)
+        self._fd, self._fileno = fd, fileno_of(fd)
         self._rw_flags = _checked_rw_flags(rw_flags)
         self._priority = _checked_priority(priority)
         self._anchor: object = None
@@ -412,7 +421,7 @@ class Request:
     def fd(self, fd: int | HasFileno) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        self._fileno = _fileno(fd)
+        self._fileno = fileno_of(fd)
         self._fd = fd
         self._encode()
 
@@ -587,7 +596,8 @@ class Completion(tuple[Request, int, int]):
 # -- checks ------------------------------------------------------------------------------------
 
 
-def _fileno(fd: int | HasFileno) -> int:
+def fileno_of(fd: int | HasFileno) -> int:
+    """The descriptor's number; TypeError or ValueError for what is none."""
     if isinstance(fd, int):
         number = fd
     else:

@@ -1,0 +1,367 @@
+"""Many operations in one call, beside the same operations one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import resource
+import signal
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rawaio
+from rawaio import bulk
+from rawaio.bulk import BulkLane
+from rawaio.syscalls import Opcode
+from tests.fuse_server import FuseServer
+
+BLOCK = 4096
+
+
+@pytest.fixture(params=[False, True], ids=["ring", "io_getevents"])
+def ctx(request: pytest.FixtureRequest) -> Iterator[rawaio.IOContext]:
+    with rawaio.IOContext(16, force_syscalls=request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def content() -> bytes:
+    return random.Random(1).randbytes(64 * BLOCK + 100)
+
+
+@pytest.fixture
+def path(tmp_path: Path, content: bytes) -> Path:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    return file
+
+
+@pytest.fixture
+def fd(path: Path) -> Iterator[int]:
+    opened = os.open(path, os.O_RDWR)
+    yield opened
+    os.close(opened)
+
+
+def singly(fd: int, offsets: list[int], nbytes: int) -> dict[int, tuple[int, int]]:
+    """What the same reads come to one by one: of those that are not whole, errno and bytes."""
+    results: dict[int, tuple[int, int]] = {}
+    with rawaio.IOContext(1) as ctx:
+        for i, offset in enumerate(offsets):
+            ctx.submit(rawaio.Request.pread(fd, bytearray(nbytes), offset))
+            (completion,) = ctx.reap(1)
+            if completion.res != nbytes:
+                results[i] = max(-completion.res, 0), max(completion.res, 0)
+    return results
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 500, 3000])
+def test_reads(ctx: rawaio.IOContext, fd: int, content: bytes, count: int) -> None:
+    offsets = [random.Random(i).randrange(len(content) - 100) for i in range(count)]
+    out = bytearray(100 * count)
+    assert ctx.pread_many(fd, offsets, 100, out) == 100 * count
+    assert out == b"".join(content[o : o + 100] for o in offsets)
+    assert ctx.pread_many(fd, array("q", offsets), 100) == out
+
+
+@pytest.mark.parametrize("count", [1, 16, 500])
+def test_writes(ctx: rawaio.IOContext, fd: int, path: Path, count: int) -> None:
+    order = list(range(count))
+    random.Random(count).shuffle(order)
+    data = random.Random(2).randbytes(70 * count)
+    assert ctx.pwrite_many(fd, [70 * i for i in order], data) == 70 * count
+    written = path.read_bytes()
+    for at, i in enumerate(order):
+        assert written[70 * i : 70 * (i + 1)] == data[70 * at : 70 * (at + 1)]
+
+
+def test_the_same_failures_as_one_by_one(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
+    end = len(content)
+    offsets = [0, end - 50, 100, end, end + 5000, 200, (1 << 63) - 101, end - 100]
+    out = bytearray(100 * len(offsets))
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(fd, offsets, 100, out)
+    error = caught.value
+    expected = singly(fd, offsets, 100)
+    assert {i: (error.errors[i], error.counts[i]) for i in error.indexes} == expected
+    assert set(expected) == {1, 3, 4, 6}
+    for i in {*range(len(offsets))} - expected.keys():
+        assert out[100 * i : 100 * (i + 1)] == content[offsets[i] : offsets[i] + 100]
+    assert out[100:150] == content[end - 50 :]
+
+
+def test_a_descriptor_that_is_none(ctx: rawaio.IOContext, fd: int) -> None:
+    ctx.pread_many(fd, [0], 10)  # what it opens is open now, and does not get the number
+    spare = os.dup(fd)
+    os.close(spare)
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(spare, range(0, 300, 10), 10)
+    assert caught.value.errno == errno.EBADF
+    assert caught.value.indexes == list(range(30))
+    assert len(ctx.pread_many(fd, [0], 10)) == 10  # the context is as good as before
+
+
+def test_more_than_a_limit_takes(ctx: rawaio.IOContext, fd: int, path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, before[1]))
+    try:
+        with pytest.raises(rawaio.BulkError) as caught:
+            ctx.pwrite_many(fd, [0, 100 * BLOCK, 10], bytes(30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errors == {1: errno.EFBIG}
+    assert path.stat().st_size < 100 * BLOCK
+
+
+def test_nothing_of_it_is_reaped(ctx: rawaio.IOContext, fd: int) -> None:
+    reads = [rawaio.Request.pread(fd, bytearray(10), 0) for _ in range(5)]
+    with ctx.plugged():
+        ctx.submit(*reads)
+        ctx.pread_many(fd, range(100), 10)
+        assert ctx.statistics().in_queue == 5
+    assert [c.request for c in ctx.reap(5)] == reads
+    statistics = ctx.statistics()
+    assert statistics.submitted == statistics.completed == 105
+
+
+def test_wrong_arguments_start_nothing(ctx: rawaio.IOContext, fd: int) -> None:
+    wrong: list[tuple[tuple[Any, ...], type[Exception]]] = [
+        ((fd, [0, 1], 10, bytearray(19)), ValueError),
+        ((fd, [-1], 10), ValueError),
+        ((fd, [0], 0), ValueError),
+        ((fd, [0], 10, bytes(10)), TypeError),
+        ((fd, ["0"], 10, bytearray(10)), TypeError),
+        (("fd", [0], 10), TypeError),
+    ]
+    for arguments, kind in wrong:
+        with pytest.raises(kind):
+            ctx.pread_many(*arguments)
+    with pytest.raises(ValueError, match="evenly"):
+        ctx.pwrite_many(fd, [0, 1], b"abc")
+    assert ctx.statistics().submitted == 0
+
+
+def test_closed_and_forked(fd: int) -> None:
+    context = rawaio.IOContext(4)
+    context.pread_many(fd, [0], 10)
+    child = os.fork()
+    if child == 0:
+        try:
+            context.pread_many(fd, [0], 10)
+        except rawaio.ForkedError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    context.close()
+    with pytest.raises(rawaio.ClosedError):
+        context.pread_many(fd, [0], 10)
+
+
+def test_a_context_gives_back_what_its_lanes_had(fd: int) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with rawaio.IOContext(8) as context:
+        context.pread_many(fd, range(100), 10)
+        (lane,) = context._lanes
+    assert lane.closed
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_several_threads_at_once(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
+    failures: list[BaseException] = []
+
+    def read(seed: int) -> None:
+        try:
+            offsets = [random.Random(seed + i).randrange(len(content) - 64) for i in range(400)]
+            for _ in range(5):
+                out = ctx.pread_many(fd, offsets, 64)
+                assert out == b"".join(content[o : o + 64] for o in offsets)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=read, args=(1000 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+class _StruckError(BaseException):
+    pass
+
+
+def test_an_exception_from_outside_leaves_nothing_to_the_kernel(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Struck between submit and collect: the memory can be resized, so nobody has it any more."""
+    with rawaio.IOContext(4) as context:
+        out = bytearray(100 * 10)
+
+        def strike(lane: BulkLane) -> int:
+            del lane
+            raise _StruckError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BulkLane, "collect", strike)
+            with pytest.raises(_StruckError):
+                context.pread_many(fd, range(100), 10, out)
+        out.extend(b"moved")
+        assert context.pread_many(fd, range(100), 10, out[:1000]) == 1000
+
+
+def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more in flight than nr_events, and never a wait while there is room for a batch."""
+    seen: list[tuple[int, int]] = []
+    wait = BulkLane._wait
+
+    def watch(lane: BulkLane, min_nr: int) -> None:
+        assert lane._job is not None
+        seen.append((lane._job.in_flight, min_nr))
+        wait(lane, min_nr)
+
+    monkeypatch.setattr(BulkLane, "_wait", watch)
+    with rawaio.IOContext(16) as context:
+        context.pread_many(fd, range(0, 64 * BLOCK, 512), 512)
+    assert all(0 < in_flight <= 16 and min_nr <= in_flight for in_flight, min_nr in seen)
+
+
+def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
+    """More operations than addresses are made at a time, in batches that do not divide them."""
+    count = 3 * bulk._STRETCH + 7
+    with rawaio.IOContext(24) as context:
+        job = bulk.Bulk(Opcode.PREAD, fd, range(count), 3, bytearray(3 * count))
+        lane = BulkLane(24)
+        lane.begin(job)
+        seen: list[int] = []
+        while job.finished < job.total:
+            first = job.next
+            n = lane.submit(5)
+            seen += [lane._words[8 * i + 3] for i in range(job.next - first)]
+            assert [lane._words[8 * i] for i in range(n)] == seen[-n:]
+            lane.collect()
+        assert seen == [job.address + 3 * i for i in range(count)]
+        lane.end()
+        lane.close()
+        assert not job.failures
+        assert context.closed is False
+
+
+# -- files under asyncio ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "buffered"])
+@pytest.mark.parametrize("engine", ["auto", "threads"])
+@pytest.mark.parametrize("nbytes", [BLOCK, 777])
+def test_files_read(path: Path, content: bytes, direct: bool, engine: Any, nbytes: int) -> None:
+    async def main() -> None:
+        async with rawaio.open(path, direct="prefer" if direct else False, engine=engine) as f:
+            offsets = [random.Random(i).randrange(60) * BLOCK + i % 2 * 5 for i in range(300)]
+            out = rawaio.aligned_buffer(300 * nbytes)
+            assert await f.pread_many(offsets, nbytes, out) == 300 * nbytes
+            assert out == b"".join(content[o : o + nbytes] for o in offsets)
+            assert await f.pread_many(array("q", offsets), nbytes) == out
+            assert await f.pread_many([], nbytes) == b""
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("direct", ["prefer", False], ids=["direct", "buffered"])
+@pytest.mark.parametrize("engine", ["auto", "threads"])
+@pytest.mark.parametrize("nbytes", [BLOCK, 777])
+def test_files_write(tmp_path: Path, direct: Any, engine: Any, nbytes: int) -> None:
+    async def main() -> None:
+        order = list(range(300))
+        random.Random(3).shuffle(order)
+        data = rawaio.aligned_buffer(300 * nbytes)
+        data[:] = random.Random(4).randbytes(300 * nbytes)
+        async with rawaio.open(tmp_path / "new", "x", direct=direct, engine=engine) as f:
+            for _ in range(2):  # a file that grows, and then one that is there
+                assert await f.pwrite_many([nbytes * i for i in order], data) == 300 * nbytes
+        written = (tmp_path / "new").read_bytes()
+        assert len(written) == 300 * nbytes
+        for at, i in enumerate(order):
+            part = data[nbytes * at : nbytes * (at + 1)]
+            assert written[nbytes * i : nbytes * (i + 1)] == part
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("direct", ["prefer", False], ids=["direct", "buffered"])
+def test_files_fail_as_one_by_one(path: Path, content: bytes, direct: Any) -> None:
+    async def main() -> None:
+        async with rawaio.open(path, direct=direct) as f:
+            end = len(content)
+            offsets = [0, 64 * BLOCK, BLOCK, end, 65 * BLOCK]
+            out = rawaio.aligned_buffer(5 * BLOCK)
+            with pytest.raises(rawaio.BulkError) as caught:
+                await f.pread_many(offsets, BLOCK, out)
+            assert caught.value.counts == {1: 100, 3: 0, 4: 0}
+            assert set(caught.value.errors.values()) == {0}
+            assert out[:BLOCK] == content[:BLOCK]
+            assert out[2 * BLOCK : 3 * BLOCK] == content[BLOCK : 2 * BLOCK]
+            with pytest.raises(OSError, match="not open for|not for writing"):
+                await f.pwrite_many([0], b"x")
+        with pytest.raises(rawaio.ClosedError):
+            await f.pread_many([0], 1)
+
+    asyncio.run(main())
+
+
+def test_files_let_others_run(path: Path) -> None:
+    """Another task has its turn many times while one call is under way."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False) as f:
+            turns = 0
+            done = False
+
+            async def other() -> None:
+                nonlocal turns
+                while not done:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            task = asyncio.create_task(other())
+            await f.pread_many(range(40000), 16)
+            done = True
+            await task
+            # 128 at a time, and four times that before the loop has its turn.
+            assert turns > 40000 // (128 * 4) // 2
+
+    asyncio.run(main())
+
+
+def test_files_cancelled(tmp_path: Path) -> None:
+    """Cancelled with reads held back by the server: it ends when the last in flight has."""
+
+    async def main() -> None:
+        with FuseServer() as fuse:
+            fuse.write_file("file", bytes(range(256)) * 16 * 256)
+            async with rawaio.open(fuse.path("file"), engine="aio") as f:
+                f.nowait_flag = 8  # or it is done by threads from the beginning
+                f.no_nowait()
+                out = rawaio.aligned_buffer(256 * BLOCK)
+                task = asyncio.create_task(f.pread_many(range(0, 256 * BLOCK, BLOCK), BLOCK, out))
+                fuse.hold("read")
+                await asyncio.sleep(0)
+                await asyncio.to_thread(fuse.wait_held, 1)
+                task.cancel()
+                await asyncio.sleep(0)
+                assert not task.done()
+                fuse.unhold()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert not f.under_way
+                assert await f.pread(4, 0) == bytes(range(4))
+
+    asyncio.run(main())
