@@ -517,7 +517,7 @@ class IOContext:
         if self._kernel.pid != os.getpid():
             return
         with self._closing:
-            if self._closed and not self._finalizer.alive:
+            if not self._finalizer.alive:  # closed, or the program is about to end
                 return
             reason = ClosedError("the context is closed")
             self._queue.refuse(reason)

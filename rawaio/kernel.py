@@ -173,7 +173,11 @@ class Kernel:
             in_flight = self.queue.in_flight
             self.close_sources()
         self.destroy()
-        self.close_eventfd()
+        if self.queue is None:
+            self.close_eventfd()
+        else:
+            with self.queue.lock:  # nobody is about to read it, or to write to it
+                self.close_eventfd()
         if unclosed:  # the last, because a warning may be an exception
             warnings.warn(
                 f"unclosed rawaio.IOContext, {in_flight} requests in flight",

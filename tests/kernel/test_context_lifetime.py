@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import rawaio
 from rawaio import Request
 from rawaio.context import _live
+from rawaio.kernel import Kernel
 from tests.context_support import (
+    LIMIT_S,
     Pipe,
     Threads,
     aio_mappings,
@@ -347,3 +350,46 @@ def test_daemon_threads_look_on_while_the_program_ends(kind: str, look: str) -> 
     """The ring is unmapped then."""
     done = run_program(f"import sys; sys.argv[1:] = {[kind, look]!r}\n{_GOES_ON}")
     assert done.stdout == "2\n"
+
+
+def test_the_last_resort_closes_the_eventfd_when_nobody_is_reading_it(
+    kind: str, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = new_context(kind)
+    reading, closed = threading.Event(), threading.Event()
+    read, close, destroy = os.eventfd_read, os.close, Kernel.destroy
+
+    def slow_read(fd: int) -> int:
+        reading.set()
+        closed.wait(0.2)  # whoever closes it may have to wait for this read
+        return read(fd)
+
+    def observed_close(fd: int) -> None:
+        close(fd)
+        closed.set()
+
+    def destroy_beside_reset(kernel: Kernel) -> None:
+        destroy(kernel)
+        threads.start(kernel.reset)
+        assert reading.wait(LIMIT_S)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd_read", slow_read)
+        patch.setattr(os, "close", observed_close)
+        patch.setattr(Kernel, "destroy", destroy_beside_reset)
+        with pytest.warns(ResourceWarning):
+            ctx._finalizer()
+        threads.join()
+    assert closed.is_set()
+
+
+def test_close_behind_the_last_resort_does_nothing(kind: str) -> None:
+    """An exit handler that is older than the context runs behind what gives it back."""
+    source = f"""
+import atexit
+held = []
+atexit.register(lambda: held[0].close())
+from tests.context_support import new_context
+held.append(new_context({kind!r}))
+"""
+    run_program(source)
