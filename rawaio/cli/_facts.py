@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from rawaio import IOContext, RawAIOError, UnsupportedError, syscalls
 from rawaio.cli._path import Place, Timing, examine, time_reads
-from rawaio.ring import CompletionRing
+from rawaio.ring import CompletionRing, Ordering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping
@@ -116,6 +116,15 @@ class Ring:
     ordering: str
     ordering_means: str
 
+    @property
+    def suffices(self) -> bool:
+        """Whether everything can be reaped from it, without io_getevents.
+
+        Not where it is read as far as the eventfd has counted: an event that is there, and not yet
+        counted, comes by io_getevents.
+        """
+        return self.why_not is None and self.ordering != Ordering.COUNTED.name
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -159,7 +168,7 @@ def gather(path: str | None = None) -> Facts:
         return Facts(system, str(error), limits)
     fatal = find_fatal() if system.seccomp != "none" else {}
     calls, ring = try_calls(fatal)
-    used = OF_A_CONTEXT if ring.why_not is None else (*OF_A_CONTEXT, "io_getevents")
+    used = OF_A_CONTEXT if ring.suffices else (*OF_A_CONTEXT, "io_getevents")
     deadly = [name for name in used if name in fatal]
     trial = Trial(f"not tried, because of {', '.join(deadly)}") if deadly else try_reads()
     place = None

@@ -146,7 +146,7 @@ def judge(facts: Facts) -> list[Finding]:
 
 
 def _judge_calls(facts: Facts) -> Iterator[Finding]:
-    usable_ring = facts.ring is not None and facts.ring.why_not is None
+    by_ring = facts.ring is not None and facts.ring.suffices
     broken = False
     for call in facts.calls:
         if call.works:
@@ -155,7 +155,7 @@ def _judge_calls(facts: Facts) -> Iterator[Finding]:
         if call.fatal:
             needed, lacking, says = frozenset(OF_A_CONTEXT), _KILLED, "ends in"
         text = f"{call.name} {says} {call.error}: {call.meaning}"
-        if call.name in needed or (call.name == "io_getevents" and not usable_ring):
+        if call.name in needed or (call.name == "io_getevents" and not by_ring):
             broken = True
             yield Finding(Verdict.UNUSABLE, text, _advice(facts, call.error))
         elif call.name in lacking:

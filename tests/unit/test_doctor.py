@@ -456,6 +456,23 @@ def test_what_kills_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (uring.works, uring.error, uring.meaning) == (False, "SIGSYS", calls[0].meaning)
 
 
+@pytest.mark.parametrize(
+    ("ordering", "why_not", "deadly"),
+    [("TSO", None, False), ("FENCE", None, False), ("COUNTED", None, True), ("NONE", "no", True)],
+)
+def test_the_trial_is_left_out_where_it_might_end_the_process(
+    monkeypatch: pytest.MonkeyPatch, ordering: str, why_not: str | None, deadly: bool
+) -> None:
+    ring = Ring(HEADER, why_not, ordering, "said so")
+    system = replace(_facts.ask_system(), seccomp="filter")
+    monkeypatch.setattr(_facts, "ask_system", lambda: system)
+    monkeypatch.setattr(_facts, "find_fatal", lambda: {"io_getevents": "SIGSYS"})
+    monkeypatch.setattr(_facts, "try_calls", lambda fatal: ((), ring))
+    monkeypatch.setattr(_facts, "try_reads", lambda: Trial(None))
+    error = "not tried, because of io_getevents" if deadly else None
+    assert _facts.gather().trial == Trial(error)
+
+
 def test_no_child_to_try_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", refusal(errno.EAGAIN))
     assert _facts.find_fatal() == {}
@@ -480,24 +497,25 @@ def test_a_child_is_made_only_where_there_may_be_a_filter(
 
 
 @pytest.mark.parametrize(
-    ("name", "usable_ring", "expected"),
+    ("name", "ordering", "expected"),
     [
-        *((name, True, Verdict.UNUSABLE) for name in ("io_setup", "io_submit", "eventfd2")),
-        ("io_destroy", True, Verdict.UNUSABLE),
-        ("io_getevents", False, Verdict.UNUSABLE),
-        ("io_getevents", True, Verdict.RESERVATIONS),
-        ("io_cancel", True, Verdict.RESERVATIONS),
-        ("statx", True, Verdict.RESERVATIONS),
+        *((name, "TSO", Verdict.UNUSABLE) for name in ("io_setup", "io_submit", "eventfd2")),
+        ("io_destroy", "TSO", Verdict.UNUSABLE),
+        ("io_getevents", "NONE", Verdict.UNUSABLE),
+        ("io_getevents", "COUNTED", Verdict.UNUSABLE),
+        ("io_getevents", "FENCE", Verdict.RESERVATIONS),
+        ("io_cancel", "TSO", Verdict.RESERVATIONS),
+        ("statx", "TSO", Verdict.RESERVATIONS),
     ],
 )
-def test_a_call_that_kills(name: str, usable_ring: bool, expected: Verdict) -> None:
+def test_a_call_that_kills(name: str, ordering: str, expected: Verdict) -> None:
     calls = tuple(
         replace(call, works=False, error="SIGSYS", meaning="dead", fatal=True)
         if call.name == name
         else call
         for call in FINE.calls
     )
-    ring = Ring(HEADER, None if usable_ring else "said so", "TSO", "in order")
+    ring = Ring(HEADER, "said so" if ordering == "NONE" else None, ordering, "said so")
     found = judge(replace(FINE, calls=calls, ring=ring))
     assert found[0].verdict is expected
     assert found[0].text.startswith(f"{name} ends in SIGSYS: dead")
