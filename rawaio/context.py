@@ -526,7 +526,7 @@ class IOContext:
                 self._reap(sys.maxsize, None, None)
             self._refusal = reason
             with self._queue.lock:
-                self._closed = True
+                self._closed = self._kernel.closing = True
                 self._direct = False
                 self._kernel.close_sources()
             self._close_lanes()

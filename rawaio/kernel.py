@@ -52,6 +52,7 @@ class Kernel:
         "_cell",
         "_ctx_id",
         "_fds",
+        "closing",
         "keeps",
         "pid",
         "queue",
@@ -68,6 +69,8 @@ class Kernel:
         self.sources: tuple[CompletionSource, ...] = ()
         #: What the kernel may be reading or writing, where that is not the queue's.
         self.keeps: object = None
+        # Set with the queue's lock held: from then on a nudge lasts, for all who are about to wait.
+        self.closing = False
         self._ctx_id = ctypes.c_ulong(0)
         self._cell = memoryview(self._ctx_id).cast("B").cast("Q")
         self._fds: list[int] = []
@@ -122,10 +125,10 @@ class Kernel:
                     pass  # the count is as high as it goes, so it is readable all the same
 
     def reset(self) -> None:
-        """Make the eventfd unreadable until the next completion."""
+        """Make the eventfd unreadable until the next completion; nothing when closing."""
         assert self.queue is not None
         with self.queue.lock:
-            if self._fds:
+            if self._fds and not self.closing:
                 try:
                     counted = os.eventfd_read(self._fds[0])
                 except BlockingIOError:

@@ -26,6 +26,7 @@ from tests.context_support import (
     together,
 )
 
+_Make = Callable[..., rawaio.IOContext]
 _Pipes = Callable[[int], list[Pipe]]
 _NR_THREADS = 4
 
@@ -61,6 +62,76 @@ def test_close_while_others_wait(
     assert Counter(requests(called)) == Counter(polls)
     assert set(results(called)) == {-errno.ECANCELED}
     assert len(reaped) <= 2
+    assert not ctx._waiters
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+class Gates:
+    """Other threads are held up just before they sleep in ctx, and let go one by one."""
+
+    def __init__(self, ctx: rawaio.IOContext) -> None:
+        self.held: list[threading.Event] = []
+        self.arrived = threading.Semaphore(0)
+        self.owner = threading.current_thread()
+        sleeper(ctx, self._hold)
+
+    def _hold(self) -> None:
+        if threading.current_thread() is self.owner:
+            return
+        gate = threading.Event()
+        self.held.append(gate)
+        self.arrived.release()
+        gate.wait(LIMIT_S)
+
+    def wait_for(self, n: int) -> None:
+        for _ in range(n):
+            assert self.arrived.acquire(timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("waits", ["reap", "submit", "one of each"])
+def test_all_who_are_about_to_sleep_are_woken_by_close(
+    make: _Make, pipes: _Pipes, threads: Threads, waits: str
+) -> None:
+    """Also the last one, when those before it have seen the eventfd and gone."""
+    ctx = make(nr_events=1, max_pending=1)
+    fd = ctx.fileno()
+    polls = [pipe.poll() for pipe in pipes(5)]
+    ctx.submit(polls[0])
+    ctx.submit(polls[1])
+    gates = Gates(ctx)
+
+    def reap() -> None:
+        with suppress(rawaio.ClosedError):
+            ctx.reap(min_nr=1)
+
+    def submit(poll: Request) -> None:
+        with suppress(rawaio.ClosedError):
+            ctx.submit(poll)
+
+    sleepers: list[threading.Thread] = []
+    for i in range(3):
+        if waits == "reap" or (waits == "one of each" and i == 1):
+            sleepers.append(threads.start(reap))
+        else:
+            sleepers.append(threads.start(submit, polls[2 + i]))
+        gates.wait_for(1)
+    drain = ctx._reap
+
+    def drained(min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
+        reaped = drain(min_nr, max_nr, timeout)
+        ctx._kernel.reset()  # as somebody does who was woken by this, and is gone
+        return reaped
+
+    ctx._reap = drained  # type: ignore[method-assign]
+    ctx.close()
+    # A descriptor that nobody writes to gets the eventfd's number, if that is free already.
+    silent = pipes(2)
+    assert fd not in [number for pipe in silent for number in (pipe.readable, pipe.writable)]
+    for gate, thread in zip(gates.held, sleepers, strict=True):
+        gate.set()
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
     assert not ctx._waiters
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
