@@ -29,8 +29,8 @@ Engine = Literal["auto", "aio", "threads"]
 LIMIT = 48 << 10  # a file is not longer: it is compared as a whole after each step
 _PAGE = 4096
 
-READS = ("pread", "preadinto", "preadv", "stream")
-WRITES = ("pwrite", "pwritev")
+READS = ("pread", "preadinto", "preadv", "stream", "pread_many")
+WRITES = ("pwrite", "pwritev", "pwrite_many")
 # Where blocks begin, and next to it.
 OFFSETS = st.one_of(
     st.builds(
@@ -73,8 +73,14 @@ def memory(nbytes: int, misplaced: int) -> memoryview:
 
 def pieces(view: memoryview, size: int) -> list[memoryview]:
     """A view in parts of this size; at most 100, the last of which has the rest."""
-    stops = [*range(0, len(view), size)][:100]
-    return [view[a:b] for a, b in zip(stops, [*stops[1:], len(view)], strict=True)]
+    starts = [*range(0, len(view), size)][:100]
+    return [view[a:b] for a, b in zip(starts, [*starts[1:], len(view)], strict=bool(starts))]
+
+
+def many(act: Act, nbytes: int) -> tuple[int, int]:
+    """So many bytes in operations of one size: that size, and how many. There may be a rest."""
+    size = max(min(act.split, nbytes), 1)
+    return size, min(nbytes // size, 100)
 
 
 async def read(file: rawaio.File, act: Act, nbytes: int) -> bytes:
@@ -89,6 +95,12 @@ async def read(file: rawaio.File, act: Act, nbytes: int) -> bytes:
         assert all(len(chunk) == size for chunk in chunks[:-1])
         return b"".join(chunks)
     view = memory(nbytes, act.misplaced)
+    if act.method == "pread_many":
+        size, count = many(act, nbytes)
+        places = [act.offset + size * i for i in range(count)]
+        await file.pread_many(places, size, view[: size * count])
+        n = size * count
+        return bytes(view[:n]) + await file.pread(nbytes - n, act.offset + n)
     if act.method == "preadinto":
         n = await file.preadinto(view, act.offset, zero_fill=act.flag)
     else:
@@ -100,6 +112,11 @@ async def write(file: rawaio.File, act: Act, data: bytes) -> int:
     """How many bytes one of the writing methods says that it wrote."""
     view = memory(len(data), act.misplaced)
     view[:] = data
+    if act.method == "pwrite_many":
+        size, count = many(act, len(data))
+        places = [act.offset + size * i for i in range(count)]
+        n = await file.pwrite_many(places, view[: size * count], size)
+        return n + await file.pwrite(view[n:], act.offset + n)
     if act.method == "pwritev":
         return await file.pwritev(pieces(view, act.split), act.offset, dsync=act.flag)
     return await file.pwrite(data if act.misplaced == 1 else view, act.offset, dsync=act.flag)
@@ -206,7 +223,8 @@ class FileMachine(RuleBasedStateMachine):
                 wanted.append(len(data))
                 replace(after, act.offset, data)
             elif act.method in READS:
-                stop = min(end, size) if grows or appends else end
+                whole = grows or appends or act.method == "pread_many"
+                stop = min(end, size) if whole else end
                 if act.offset < stop:
                     jobs.append(read(file, act, stop - act.offset))
                     wanted.append(self.expected(act, stop))
@@ -229,6 +247,8 @@ class FileMachine(RuleBasedStateMachine):
 
     @rule(act=ACTS, nbytes=st.one_of(st.integers(0, 600), st.integers(0, LIMIT)))
     def read_one(self, act: Act, nbytes: int) -> None:
+        if act.method == "pread_many":  # it takes an end of the file for an error
+            nbytes = max(min(nbytes, len(self.model) - act.offset), 0)
         if act.method in READS:
             wanted = self.expected(act, act.offset + nbytes)
             assert self.run_(read(self.files[act.second], act, nbytes)) == wanted
@@ -260,7 +280,7 @@ class FileMachine(RuleBasedStateMachine):
 
     def expected(self, act: Act, stop: int) -> bytes:
         data = bytes(self.model[act.offset : stop])
-        if act.flag and act.method != "stream":
+        if act.flag and act.method in ("pread", "preadinto", "preadv"):
             return data.ljust(stop - act.offset, b"\0")
         return data
 

@@ -18,7 +18,7 @@ from tests.fuse_server import FuseServer
 from tests.stateful.file_world import FileMachine, Run
 
 SETTINGS = settings(
-    max_examples=int(os.environ.get("RAWAIO_SOAK_EXAMPLES", "15")),
+    max_examples=int(os.environ.get("RAWAIO_SOAK_EXAMPLES", "20")),
     stateful_step_count=12,
     deadline=None,
     database=None,
