@@ -43,10 +43,9 @@ class Hold:
         return not self._blockers and not self._released
 
     def _conflicts(self, other: Hold) -> bool:
-        return (
-            (self.exclusive or other.exclusive)
-            and self.start < other.stop
-            and other.start < self.stop
+        # An empty range has no byte that another could want, wherever it lies.
+        return (self.exclusive or other.exclusive) and (
+            max(self.start, other.start) < min(self.stop, other.stop)
         )
 
     def __repr__(self) -> str:
