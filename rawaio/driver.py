@@ -615,7 +615,11 @@ class Driver:
             if operation.phase != Phase.STARTED:
                 continue
             performing.add(operation)
-            self._workers.post(self._perform, operation, request)
+            try:
+                self._workers.post(self._perform, operation, request)
+            except RuntimeError as error:  # no thread can be started
+                performing.discard(operation)
+                operation.fail(error)
 
     def _perform(self, operation: Operation, request: Request | None) -> None:
         """In a thread."""

@@ -37,18 +37,29 @@ class Workers:
         self._open = True
 
     def post(self, function: Callable[..., object], *args: object) -> None:
-        """Have function(*args) called in a thread. It must not raise."""
+        """Have function(*args) called in a thread. It must not raise.
+
+        Raises:
+            RuntimeError: there is no thread, and none can be started; function is not called.
+        """
         with self._lock:
             start = self._spare <= 0 and self._threads < MAX_THREADS
             if start:
                 self._threads += 1
             else:
                 self._spare -= 1
-        self._jobs.put((function, args))
         if start:
-            threading.Thread(
-                target=_run, args=(self, self._jobs), name="rawaio worker", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=_run, args=(self, self._jobs), name="rawaio worker", daemon=True
+                ).start()
+            except RuntimeError:
+                with self._lock:
+                    self._threads -= 1
+                    if not self._threads:
+                        raise
+                    self._spare -= 1  # those that there are will come to it
+        self._jobs.put((function, args))
 
     def stop(self) -> None:
         """Let the threads end, after what was posted. Idempotent."""
