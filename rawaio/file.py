@@ -843,11 +843,7 @@ class File:
         once: bool = False,
     ) -> None:
         """Write through the page cache, in a thread. before: written already."""
-        # As far as the page cache may write back, it overwrites what others write directly. One of
-        # them may read a block, before us, to write it whole after us.
-        start = offset & -_FOLIO
-        stop = -(-(offset + sum(map(len, views))) & -_FOLIO)
-        hold = await self.hold(self.lock, start, stop, exclusive=self._shared.direct > 0)
+        hold = await self.hold_cached(offset, offset + sum(map(len, views)))
         try:
             await self._call(
                 partial(
@@ -1013,6 +1009,16 @@ class File:
                 lock.release(hold)
                 raise
         return hold
+
+    async def hold_cached(self, start: int, stop: int) -> Hold:
+        """Wait for a range to be written through the page cache.
+
+        As far as the cache may write back around it, it overwrites what others write directly. And
+        one of those may have read a block, before, to write it whole, afterwards.
+        """
+        return await self.hold(
+            self.lock, start & -_FOLIO, -(-stop & -_FOLIO), exclusive=self._shared.direct > 0
+        )
 
     def _grant(self, waiter: Waiter) -> None:
         if not waiter.done():

@@ -256,7 +256,10 @@ class _Section:
         else:
             first, last = min(self.offsets), max(self.offsets) + self.nbytes
             lock = self.file.lock
-            hold = await self.file.hold(lock, first, last, exclusive=False)
+            if self.file.direct:
+                hold = await self.file.hold(lock, first, last, exclusive=False)
+            else:
+                hold = await self.file.hold_cached(first, last)
             try:
                 await self._aligned(patience, ragged)
             finally:
