@@ -80,6 +80,8 @@ _MAX_OFFSET: Final = (1 << 63) - 1
 # this many it is copied in the loop's thread at all.
 _SCRATCH: Final = 1 << 16
 _AT_ONCE: Final = 1 << 20
+# Behind it, such a read could end beyond what there is.
+_LAST_OFFSET: Final = _MAX_OFFSET - _SCRATCH
 # Reads of up to this many bytes have their buffer kept for the next one, in all up to the second
 # number a file.
 _SLOT: Final = 1 << 17
@@ -360,7 +362,7 @@ class File:
             ClosedError, ForkedError. io.UnsupportedOperation: not open for reading.
         """
         self._reads += 1
-        if self._reads_cached and 0 < nbytes <= _SCRATCH and 0 <= offset <= _MAX_OFFSET:
+        if self._reads_cached and 0 < nbytes <= _SCRATCH and 0 <= offset <= _LAST_OFFSET:
             driver = self.driver
             if driver.thread != get_ident():
                 driver.check_running()
