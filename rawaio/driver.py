@@ -262,10 +262,21 @@ class Call(Operation):
         if error is not None:
             self.fail(error)
             return
-        if not self.wanted and self._unwanted is not None:
-            unwanted, self._unwanted = self._unwanted, None
-            self.driver.dispose(lambda: unwanted(result))
+        if not self.wanted:
+            self._dispose_of(result)
         self.finish(result)
+
+    def forgo(self) -> None:
+        """Nobody takes the result, though it may have been handed over already."""
+        if self.phase == Phase.FINISHED and self._outcome is not None:
+            result, error = self._outcome
+            if error is None:
+                self._dispose_of(result)
+
+    def _dispose_of(self, result: object) -> None:
+        unwanted, self._unwanted = self._unwanted, None
+        if unwanted is not None:
+            self.driver.dispose(lambda: unwanted(result))
 
 
 class Driver:

@@ -204,7 +204,11 @@ class Opening:
         await driver.guard()
         has_aio = self._engine != "threads" and driver.aio(required=self._engine == "aio")
         operation = driver.call(opened, lambda found: found.descriptor.close())
-        found: OpenedFile = await operation.waiter
+        try:
+            found: OpenedFile = await operation.waiter
+        except BaseException:
+            operation.forgo()
+            raise
         return File(driver, found, self._path, "aio" if has_aio else "threads", self._engine)
 
     def __await__(self) -> Generator[Any, None, File]:
