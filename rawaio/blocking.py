@@ -88,9 +88,15 @@ def allocate(descriptor: Descriptor, offset: int, nbytes: int) -> None:
 
 
 def close_all(descriptors: list[Descriptor]) -> None:
-    """close(2) each. Blocks."""
+    """close(2) each; then raise the first error there was. Blocks."""
+    errors: list[OSError] = []
     for descriptor in descriptors:
-        descriptor.close()
+        try:
+            descriptor.close()
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def read_whole(descriptor: Descriptor, views: list[memoryview], offset: int) -> int:

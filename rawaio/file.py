@@ -928,12 +928,13 @@ class File:
             waiter = self.driver.waiter()
             self._last.append(waiter)
             await waiter
+        if self._fd >= 0:
+            self._shared.direct -= self.direct and self._mode.writable
         self._fd = -1
         self._slots.clear()
-        twin, self._twin = self._twin, None
-        if self.descriptor.fileno() >= 0:
-            self._shared.direct -= self.direct and self._mode.writable
-            descriptors = [self.descriptor] if twin is None else [twin, self.descriptor]
+        # Kept until they are closed: cancelled before a thread has begun, the next close does it.
+        descriptors = [d for d in (self._twin, self.descriptor) if d and d.fileno() >= 0]
+        if descriptors:
             await self.driver.last_call(partial(close_all, descriptors))
 
     async def __aenter__(self) -> Self:
