@@ -334,7 +334,11 @@ class Driver:
 
     @abstractmethod
     def check_running(self) -> None:
-        """Raise RuntimeError unless this is the loop that runs, in this thread; note the thread."""
+        """See that this is the loop that runs, in this thread; note the thread.
+
+        Raises:
+            ClosedError, ForkedError, RuntimeError.
+        """
         raise NotImplementedError
 
     @abstractmethod
@@ -428,7 +432,8 @@ class Driver:
             ClosedError, ForkedError: it was shut down, or is the parent's.
             RuntimeError: called from another loop.
         """
-        if self.thread != get_ident():
+        # To ask for the loop takes a system call on CPython 3.11: once a turn is often enough.
+        if self.thread != get_ident() or not self._soon:
             self.check_running()
         if self.refusal is not None:
             self._check()
@@ -492,6 +497,7 @@ class Driver:
 
     async def breathe(self) -> None:
         """Let the loop have its turn, after many answers at once; then there is credit again."""
+        self.check_running()
         self._breathing += 1
         try:
             await self.pause()
@@ -777,6 +783,7 @@ def _close(one: Owned) -> None:
 def _after_fork_in_child() -> None:
     for driver in list(_live):
         driver.refusal = ForkedError("the driver belongs to the parent process")
+        driver.thread = 0
         driver._finalizer.detach()
 
 

@@ -99,6 +99,7 @@ class AsyncioDriver(Driver):
         self._guarded.clear()  # or the guardian, let go, would end this driver
         self._guardian = None
         self._loop = None
+        self.thread = 0
 
     def _resume(self) -> None:
         if self._loop is None:
@@ -119,7 +120,8 @@ class AsyncioDriver(Driver):
 
     def check_running(self) -> None:
         """See `Driver`."""
-        if events._get_running_loop() is not self._loop:
+        self._check()
+        if self._loop is None or events._get_running_loop() is not self._loop:
             raise RuntimeError(
                 "a file belongs to the event loop it was opened in, and that is not the one "
                 "that is running here"
