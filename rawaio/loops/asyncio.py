@@ -13,7 +13,7 @@ import asyncio
 import weakref
 from asyncio import events
 from threading import get_ident
-from types import coroutine
+from types import AsyncGeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from ..driver import Driver, Operation, Phase, Waiter
@@ -47,7 +47,7 @@ class AsyncioDriver(Driver):
         super().__init__(nr_events=nr_events, max_batch=max_batch)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._attached_before = False
-        self._guardian: AsyncGenerator[None, None] | None = None
+        self._guardian: AsyncGeneratorType[None, None] | None = None
         self._guarded: list[weakref.ref[AsyncioDriver]] = []
         self.attach(loop or asyncio.get_running_loop())
 
@@ -96,14 +96,18 @@ class AsyncioDriver(Driver):
             self.lanes.leave(self)
         if _drivers.get(loop, lambda: None)() is self:
             del _drivers[loop]
-        self._guarded.clear()  # or the guardian, let go, would end this driver
-        self._guardian = None
+        guardian, self._guardian = self._guardian, None
+        self._guarded.clear()  # or the guardian would end this driver
+        if guardian is not None and not guardian.ag_running:
+            # Here and now: the loop may never run again, and would complain of a task.
+            _step(guardian.aclose())
         self._loop = None
         self.thread = 0
 
     def _resume(self) -> None:
         if self._loop is None:
             return
+        self._guard()
         self._soon = False
         self._on_performed()
         self._again()
@@ -197,10 +201,15 @@ class AsyncioDriver(Driver):
 
     async def guard(self) -> None:
         """Have the loop end this driver when it ends."""
+        self._guard()
+
+    def _guard(self) -> None:
         if self._guardian is None:
             self._guarded = [weakref.ref(self)]
-            self._guardian = _guardian(self._guarded)
-            await anext(self._guardian)
+            guardian = _guardian(self._guarded)
+            assert isinstance(guardian, AsyncGeneratorType)
+            self._guardian = guardian
+            _step(self._guardian.__anext__())
 
     async def shutdown(self) -> None:
         """See `Driver`."""
@@ -215,6 +224,14 @@ def _wake(waiter: asyncio.Future[Any], result: object, error: BaseException | No
             waiter.set_exception(error)
         else:
             waiter.set_result(result)
+
+
+def _step(awaitable: Awaitable[None]) -> None:
+    """Await what does not wait, where nothing can be awaited."""
+    try:
+        awaitable.__await__().send(None)
+    except StopIteration:
+        pass
 
 
 async def _guardian(guarded: list[weakref.ref[AsyncioDriver]]) -> AsyncGenerator[None, None]:
