@@ -461,11 +461,18 @@ class Write(Transfer):
     def _first(self) -> Request | None:
         if self._hold is None:
             self._hold = self.file.lock.acquire(
-                self.offset, self.offset + self.nbytes, granted=self._enqueue
+                self.offset, self.offset + self.nbytes, granted=self._granted
             )
         if self._hold is not True and not self._hold.granted:  # type: ignore[union-attr]
             return None
         return self._prepared if self._prepared is not None else self._rest(0)
+
+    def _granted(self) -> None:
+        refusal = self.driver.refusal
+        if refusal is None:
+            self._enqueue()
+        else:  # nobody waited for what nothing was under way of
+            self.fail(type(refusal)(*refusal.args))
 
     def _rest(self, done: int) -> Request:
         assert self.view is not None
