@@ -47,7 +47,7 @@ from .blocking import (
 )
 from .bulk import check_sizes, column, evenly
 from .descriptor import OpenedFile, buffered_twin, open_file, parse_mode, size_of
-from .errors import ClosedError, set_written, written
+from .errors import ClosedError, ForkedError, set_written, written
 from .loops import running_driver
 from .many import transfer_many
 from .rangelock import RangeLock
@@ -919,13 +919,19 @@ class File:
     async def close(self) -> None:
         """Wait for what is under way, and close the file, in a thread. Idempotent.
 
+        In a forked child it closes the child's descriptor, and waits for nothing.
+
         Raises:
             OSError: of close(2): EIO, ENOSPC of writes that were not synced.
+            RuntimeError: called from another loop.
         """
+        driver = self.driver
+        if driver.refusal is None:
+            driver.check_running()
         self._closing = True
         self._reads_cached = self._writes_cached = False
-        while self.under_way:
-            waiter = self.driver.waiter()
+        while self.under_way and not isinstance(driver.refusal, ForkedError):
+            waiter = driver.waiter()
             self._last.append(waiter)
             await waiter
         if self._fd >= 0:
@@ -935,7 +941,7 @@ class File:
         # Kept until they are closed: cancelled before a thread has begun, the next close does it.
         descriptors = [d for d in (self._twin, self.descriptor) if d and d.fileno() >= 0]
         if descriptors:
-            await self.driver.last_call(partial(close_all, descriptors))
+            await driver.last_call(partial(close_all, descriptors))
 
     async def __aenter__(self) -> Self:
         return self
