@@ -299,6 +299,9 @@ class Driver:
         self._context: IOContext | None = None
         self._denied: OSError | None = None
         self._waiting: deque[Operation] = deque()
+        # Whose the requests are that the context has. Not in the requests: the context's table, which
+        # lives as long as the kernel has something, would keep a driver alive that nobody needs.
+        self._started: dict[Request, Operation] = {}
         self._arrived: deque[Completion] = deque()
         self._soon = False
         self._plugs = 0
@@ -558,15 +561,16 @@ class Driver:
         self._call_soon(self._again)
 
     def _dispatch(self) -> None:
-        arrived = self._arrived
+        arrived, started = self._arrived, self._started
         while arrived:
             request, res, _ = arrived[0]
-            operation: Operation = request.user_data  # type: ignore[assignment]
-            if operation.request is request:
+            operation = started.get(request)
+            if operation is not None and operation.request is request:
                 try:
                     operation.completed(res)
                 except Exception as error:  # noqa: BLE001 - its task has to know
                     operation.fail(error)
+            started.pop(request, None)
             arrived.popleft()
 
     def _submit(self, context: IOContext) -> bool:
@@ -602,6 +606,7 @@ class Driver:
     def _start(self, batch: list[Request], room: int) -> int:
         """Start operations from the front, at most room; how many are to leave the queue."""
         taken = nbytes = 0
+        started = self._started
         for operation in self._waiting:
             request = None
             try:
@@ -610,7 +615,7 @@ class Driver:
                 operation.fail(error)
             taken += 1
             if request is not None:
-                request.user_data = operation
+                started[request] = operation
                 batch.append(request)
                 nbytes += operation.nbytes
                 if len(batch) == room or nbytes >= _TURN_BYTES:

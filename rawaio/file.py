@@ -975,7 +975,6 @@ class File:
     def give_slot(self, slot: Slot) -> None:
         """Keep a buffer for the next operation, unless there are enough."""
         nbytes = slot.nbytes
-        slot.request.user_data = None
         if nbytes <= self._slots_free and nbytes <= _SLOT and not self._closing:
             self._slots_free -= nbytes
             try:
