@@ -30,6 +30,7 @@ from itertools import islice, repeat, starmap
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ._uninterrupted import uninterrupted
 from .context import IOContext, report
 from .errors import ClosedError, ForkedError, RawAIOError
 from .queue import MAX_PASSES
@@ -156,26 +157,26 @@ class Operation:
     def finish(self, result: object) -> None:
         """End it with a result. Does nothing when it is over."""
         if self.phase < Phase.FINISHED:
-            self.request = None
-            self.released()
             if not self.waiter.done():
                 if self.driver.moved:
                     self.driver.wake(self.waiter, result, None)
                 else:
                     self.waiter.set_result(result)
+            self.released()
             self.phase = Phase.FINISHED
+            self.request = None  # the last: cut short before, it is repeated
 
     def fail(self, error: BaseException) -> None:
         """End it with an error. Does nothing when it is over."""
         if self.phase < Phase.FINISHED:
-            self.request = None
-            self.released()
             if not self.waiter.done():
                 if self.driver.moved:
                     self.driver.wake(self.waiter, None, error)
                 else:
                     self.waiter.set_exception(error)
+            self.released()
             self.phase = Phase.FINISHED
+            self.request = None
 
     def withdraw(self) -> bool:
         """End it without a result, if it has not been started; whether that was so."""
@@ -226,7 +227,7 @@ class Call(Operation):
     unwanted is called with it, in the thread.
     """
 
-    __slots__ = ("_function", "_outcome", "_unwanted")
+    __slots__ = ("_function", "_handed", "_outcome", "_unwanted")
 
     def __init__(
         self,
@@ -237,6 +238,7 @@ class Call(Operation):
         super().__init__(driver)
         self._function = function
         self._unwanted = unwanted
+        self._handed = False
         self._outcome: tuple[object, BaseException | None] | None = None
 
     def start(self) -> None:
@@ -262,8 +264,9 @@ class Call(Operation):
         if error is not None:
             self.fail(error)
             return
-        if not self.wanted:
+        if not self.wanted and not self._handed:
             self._dispose_of(result)
+        self._handed = True  # when this is repeated, it is the task's already
         self.finish(result)
 
     def forgo(self) -> None:
@@ -299,15 +302,15 @@ class Driver:
         self._context: IOContext | None = None
         self._denied: OSError | None = None
         self._waiting: deque[Operation] = deque()
-        # Whose the requests are that the context has. Not in the requests: the context's table, which
-        # lives as long as the kernel has something, would keep a driver alive that nobody needs.
+        # Whose the requests are that the context has. Not in the requests: the context's table,
+        # which lives as long as the kernel has something, would keep a driver alive for nothing.
         self._started: dict[Request, Operation] = {}
         self._arrived: deque[Completion] = deque()
         self._soon = False
         self._plugs = 0
         self._heavy: deque[Operation] = deque()
         self._performing: set[Operation] = set()
-        self._performed: deque[tuple[Operation, int]] = deque()
+        self._performed: deque[tuple[Operation, Request | None, int]] = deque()
         self._told = False
         self._workers = Workers()
         self._breathing = 0
@@ -444,18 +447,41 @@ class Driver:
     def begin(self, operation: Operation) -> None:
         """Have an operation submitted in the loop's next turn, or with a full batch."""
         waiting = self._waiting
-        waiting.append(operation)
         if not self._soon:
             if not self._plugs:
-                self._soon = True
                 self._call_soon(self._flush)
-        elif not len(waiting) % self.max_batch and not self._plugs:
+                self._soon = True
+            waiting.append(operation)
+            return
+        waiting.append(operation)
+        if not len(waiting) % self.max_batch and not self._plugs:
             self._turn(reset=False, collect=False)
 
     def offload(self, operation: Operation) -> None:
         """Have an operation that may block performed in a thread."""
         self._heavy.append(operation)
-        self._pump()
+        try:
+            self._pump()
+        except BaseException:
+            self._call_soon(self._again)
+            raise
+
+    def requeue(self, operation: Operation, request: Request, *, offloaded: bool) -> None:
+        """Have an operation go on with another request, or with the same one in a thread.
+
+        For `Operation.completed`, which is not repeated once this has been done.
+        """
+        if not offloaded and not self._soon:
+            self._call_soon(self._flush)
+            self._soon = True
+        uninterrupted(
+            (setattr, operation, "request", request),
+            (setattr, operation, "phase", Phase.WAITING),
+            (setattr, operation, "offloaded", offloaded),
+            (self._started.pop, operation.request, None),
+            (self._performing.discard, operation),
+            ((self._heavy if offloaded else self._waiting).append, operation),
+        )
 
     def call(
         self, function: Callable[[], object], unwanted: Callable[[Any], object] | None = None
@@ -512,17 +538,25 @@ class Driver:
     # -- on -------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        self._soon = False
-        if self._plugs:
-            return
-        self._turn(reset=False, collect=False)
+        try:
+            self._soon = False
+            if not self._plugs:
+                self._turn(reset=False, collect=False)
+        except BaseException:
+            self._call_soon(self._again)
+            raise
 
     def _on_readable(self) -> None:
         self._turn(reset=True, collect=True)
 
     def _again(self) -> None:
         """The bottom half: what an exception, or the bound on passes, left behind."""
-        self._turn(reset=False, collect=True)
+        try:
+            self._turn(reset=False, collect=True)
+            self._pump()
+        except BaseException:
+            self._call_soon(self._again)
+            raise
 
     def _turn(self, *, reset: bool, collect: bool) -> None:
         """Dispatch what has completed, submit what waits, and so on while that brings more."""
@@ -531,20 +565,23 @@ class Driver:
             return
         try:
             self._passes(context, reset, collect)
+            retry = context.retry_in
+            if retry is not None and not self._retrying:
+                self._call_later(retry, self._retry)
+                self._retrying = True
+            if self._idle:
+                self._tell_idle()
         except BaseException:
             self._call_soon(self._again)
             raise
-        retry = context.retry_in
-        if retry is not None and not self._retrying:
-            self._retrying = True
-            self._call_later(retry, self._retry)
-        if self._idle:
-            self._tell_idle()
 
     def _retry(self) -> None:
-        self._retrying = False
-        if self._context is not None and not self._context.closed:
-            self._again()
+        try:
+            self._retrying = False
+            self._turn(reset=False, collect=True)
+        except BaseException:
+            self._call_soon(self._again)
+            raise
 
     def _passes(self, context: IOContext, reset: bool, collect: bool) -> None:
         arrived = self._arrived
@@ -552,8 +589,11 @@ class Driver:
             if collect:
                 context.collect(arrived, reset=reset)
                 reset = False
-                if arrived:
-                    self._dispatch()
+            # Also what an exception left there: its requests may be used again, once it is gone.
+            if arrived:
+                self._dispatch()
+                if self._heavy:
+                    self._pump()
             if not self._waiting or not self._submit(context):
                 return
             # What completed inside io_submit is in the ring already.
@@ -581,6 +621,7 @@ class Driver:
             return False
         batch: list[Request] = []
         taken = 0
+        first = waiting[0]
         try:
             taken = self._start(batch, room)
             if batch:
@@ -589,18 +630,21 @@ class Driver:
         except BaseException as error:
             # Either all of the batch was taken or nothing.
             if batch and batch[0].state in (State.PENDING, State.IN_FLIGHT):
-                while waiting and waiting[0].request in batch:
-                    waiting.popleft()
+                if waiting and waiting[0] is first:
+                    deque(starmap(waiting.popleft, repeat((), taken)), maxlen=0)
             elif isinstance(error, Exception):
                 for operation in list(islice(waiting, taken)):
-                    waiting.popleft()
                     if operation.request is not None:
+                        self._started.pop(operation.request, None)
                         operation.fail(error)
+                    waiting.popleft()
+                if waiting:
+                    self._call_soon(self._again)
                 return False
             raise
         if waiting and not self._soon and len(batch) < room:
-            self._soon = True  # the turn had its share
-            self._call_soon(self._flush)
+            self._call_soon(self._flush)  # the turn had its share
+            self._soon = True
         return bool(batch)
 
     def _start(self, batch: list[Request], room: int) -> int:
@@ -628,20 +672,24 @@ class Driver:
         """Have threads perform what is heavy, as many as there may be."""
         heavy, performing = self._heavy, self._performing
         while heavy and len(performing) < MAX_THREADS:
-            operation = heavy.popleft()
+            operation = heavy[0]
+            request = None
             try:
                 request = operation.start()
             except Exception as error:  # noqa: BLE001 - its task has to know
                 operation.fail(error)
-                continue
-            if operation.phase != Phase.STARTED:
-                continue
-            performing.add(operation)
-            try:
-                self._workers.post(self._perform, operation, request)
-            except RuntimeError as error:  # no thread can be started
-                performing.discard(operation)
-                operation.fail(error)
+            if operation.phase == Phase.STARTED:
+                try:
+                    self._workers.post(
+                        (self._perform, (operation, request)),
+                        (performing.add, operation),
+                        (heavy.popleft,),
+                    )
+                except RuntimeError as error:  # there is no thread, and none can be started
+                    heavy.popleft()
+                    operation.fail(error)
+            elif heavy and heavy[0] is operation:
+                heavy.popleft()
 
     def _perform(self, operation: Operation, request: Request | None) -> None:
         """In a thread."""
@@ -649,26 +697,34 @@ class Driver:
             res = operation.perform(request)
         except BaseException as error:  # noqa: BLE001 - only MemoryError and the like come here
             res = -(getattr(error, "errno", None) or errno.EIO)
-        self._performed.append((operation, res))
+        self._performed.append((operation, request, res))
         if not self._told:
             self._told = True
             self._call_threadsafe(self._on_performed)
 
     def _on_performed(self) -> None:
-        self._told = False
-        performed = self._performed
+        try:
+            self._told = False
+            self._take_performed()
+            self._pump()
+            if self._idle:
+                self._tell_idle()
+        except BaseException:
+            self._call_soon(self._on_performed)
+            raise
+
+    def _take_performed(self) -> None:
+        performed, performing = self._performed, self._performing
         while performed:
-            operation, res = performed[0]
-            if operation in self._performing:
-                self._performing.discard(operation)
+            operation, request, res = performed[0]
+            if operation in performing and operation.request is request:
                 try:
                     operation.completed(res)
                 except Exception as error:  # noqa: BLE001 - its task has to know
                     operation.fail(error)
+            if operation.phase >= Phase.FINISHED:
+                performing.discard(operation)
             performed.popleft()
-        self._pump()
-        if self._idle:
-            self._tell_idle()
 
     # -- end ------------------------------------------------------------------------------------
 

@@ -191,6 +191,10 @@ class ManySide(FileSide, Protocol):
         """Wait for a range."""
         ...
 
+    async def hold_cached(self, start: int, stop: int) -> Hold:
+        """Wait for a range to be written through the page cache."""
+        ...
+
     async def read_direct(self, view: memoryview, offset: int) -> int:
         """Read a direct file, whatever is aligned or not."""
         ...

@@ -168,13 +168,13 @@ class _FileOperation(Operation):
         """
         try:
             self.driver.admit()
+            self._enqueue()
         except BaseException:
             self.withdraw()
             raise
-        self._enqueue()
 
     def _enqueue(self) -> None:
-        """Have it started in its turn; again, when only a part of it is done."""
+        """Have it started in its turn."""
         self.phase = Phase.WAITING
         if self.offloaded:
             self.driver.offload(self)
@@ -203,9 +203,9 @@ class _FileOperation(Operation):
 
     def _offload(self) -> None:
         """Do the same request again, in a thread."""
-        self.offloaded = True
+        assert self.request is not None
         self.file.threaded += 1
-        self._enqueue()
+        self.driver.requeue(self, self.request, offloaded=True)
 
     def released(self) -> None:
         """See `Operation`."""
@@ -258,8 +258,7 @@ class Transfer(_FileOperation):
 
     def _go_on(self, done: int) -> None:
         self.file.continued += 1
-        self.request = self._rest(done)
-        self._enqueue()
+        self.driver.requeue(self, self._rest(done), offloaded=self.offloaded)
 
     def _failed(self, request: Request, failure: int, done: int) -> None:
         error = request.error(failure)
@@ -387,14 +386,16 @@ class BouncedRead(_Read):
                 waiter.set_result(slot.buffer.tobytes())
             else:
                 waiter.set_result(slot.buffer[self._head : self._tail].tobytes())
-        self.phase = Phase.FINISHED
-        self.request = self.view = self._slot = None
         if self.patience.refused and not self.offloaded:
             self.patience.refused = 0
+        # In this order it may be repeated: a buffer is not given back twice, rather never.
+        self.view = self._slot = None
         file.give_slot(slot)
         file.under_way.discard(self)
         if file.closed:
             file.ended(self)
+        self.phase = Phase.FINISHED
+        self.request = None
 
     def _ended(self, done: int) -> None:
         if self.waiter.done():
@@ -499,9 +500,10 @@ class Write(Transfer):
 
     def released(self) -> None:
         """See `Operation`."""
-        hold, self._hold = self._hold, True
+        hold = self._hold
         if hold is not None and hold is not True:
             self.file.lock.release(hold)  # type: ignore[arg-type]
+        self._hold = True
         super().released()
 
 
@@ -552,10 +554,10 @@ class FileCall(Call):
         """
         try:
             self.driver.admit()
+            self.driver.offload(self)
         except BaseException:
             self.withdraw()
             raise
-        self.driver.offload(self)
 
     def released(self) -> None:
         """See `Operation`."""

@@ -11,6 +11,8 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from ._uninterrupted import uninterrupted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,11 +38,13 @@ class Workers:
         self._spare = 0
         self._open = True
 
-    def post(self, function: Callable[..., object], *args: object) -> None:
-        """Have function(*args) called in a thread. It must not raise.
+    def post(self, job: _Job, *calls: tuple[Callable[..., object], *tuple[object, ...]]) -> None:
+        """Have a job, function and arguments, done in a thread. It must not raise.
+
+        calls: made in the same uninterrupted step; as of `uninterrupted`.
 
         Raises:
-            RuntimeError: there is no thread, and none can be started; function is not called.
+            RuntimeError: there is no thread, and none can be started; nothing was posted.
         """
         with self._lock:
             start = self._spare <= 0 and self._threads < MAX_THREADS
@@ -49,17 +53,20 @@ class Workers:
             else:
                 self._spare -= 1
         if start:
-            try:
-                threading.Thread(
-                    target=_run, args=(self, self._jobs), name="rawaio worker", daemon=True
-                ).start()
-            except RuntimeError:
-                with self._lock:
-                    self._threads -= 1
-                    if not self._threads:
-                        raise
-                    self._spare -= 1  # those that there are will come to it
-        self._jobs.put((function, args))
+            self._start()
+        uninterrupted((self._jobs.put, job), *calls)
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(
+                target=_run, args=(self, self._jobs), name="rawaio worker", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads; those that there are have to do
+            with self._lock:
+                self._threads -= 1
+                self._spare -= bool(self._threads)
+                if not self._threads:
+                    raise
 
     def stop(self) -> None:
         """Let the threads end, after what was posted. Idempotent."""

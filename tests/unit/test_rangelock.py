@@ -35,14 +35,11 @@ def test_who_waits_is_called_once_when_it_is_free(lock: RangeLock) -> None:
     first, second = lock.acquire(0, 10, exclusive=True), lock.acquire(5, 15, exclusive=True)
     third = exclusive(lock, 0, 20, calls, "third")
     lock.release(first)
-    assert second.granted
-    assert not third.granted
-    assert calls == []
+    assert (second.granted, third.granted, calls) == (True, False, [])
     lock.release(second)
-    assert third.granted
-    assert calls == ["third"]
+    assert (third.granted, calls) == (True, ["third"])
     lock.release(third)
-    assert not third.granted
+    assert (third.granted, calls) == (False, ["third"])
     assert len(lock) == 0
     assert calls == ["third"]
 

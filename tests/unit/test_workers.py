@@ -78,7 +78,7 @@ def join(work: Work) -> None:
 
 def test_a_thread_is_started_for_work_and_used_again(workers: Observed, work: Work) -> None:
     for _ in range(3):
-        workers.post(work)
+        workers.post((work, ()))
         work.wait_begun()
         work.let()
         workers.wait_rested()
@@ -89,14 +89,19 @@ def test_a_thread_is_started_for_work_and_used_again(workers: Observed, work: Wo
 def test_arguments_are_passed_on(workers: Observed) -> None:
     got: list[object] = []
     done = threading.Event()
-    workers.post(lambda *arguments: (got.extend(arguments), done.set()), 1, "two")
+
+    def take(*arguments: object) -> None:
+        got.extend(arguments)
+        done.set()
+
+    workers.post((take, (1, "two")))
     assert done.wait(LIMIT_S)
     assert got == [1, "two"]
 
 
 def test_there_are_not_more_threads_than_may_be(workers: Observed, work: Work) -> None:
     for _ in range(MAX_THREADS + 5):
-        workers.post(work)
+        workers.post((work, ()))
     work.wait_begun(MAX_THREADS)
     assert not work.begun.acquire(blocking=False)
     work.let(5)
@@ -111,10 +116,10 @@ def test_jobs_for_which_there_is_no_thread_are_done_in_their_order(
 ) -> None:
     monkeypatch.setattr("rawaio.workers.MAX_THREADS", 1)
     order: list[int] = []
-    workers.post(work)
+    workers.post((work, ()))
     for i in range(10):
-        workers.post(order.append, i)
-    workers.post(work)
+        workers.post((order.append, (i,)))
+    workers.post((work, ()))
     work.wait_begun()
     work.let()
     work.wait_begun()
@@ -122,9 +127,9 @@ def test_jobs_for_which_there_is_no_thread_are_done_in_their_order(
 
 
 def test_a_second_thread_is_started_when_the_first_is_busy(workers: Observed, work: Work) -> None:
-    workers.post(work)
+    workers.post((work, ()))
     work.wait_begun()
-    workers.post(work)
+    workers.post((work, ()))
     work.wait_begun()
     assert len(set(work.threads)) == 2
 
@@ -132,12 +137,12 @@ def test_a_second_thread_is_started_when_the_first_is_busy(workers: Observed, wo
 def test_idle_threads_end(workers: Observed, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rawaio.workers._IDLE_S", 0.001)
     for _ in range(3):
-        workers.post(work)
+        workers.post((work, ()))
     work.wait_begun(3)
     work.let(3)
     join(work)
     assert (workers._threads, workers._spare) == (0, 0)
-    workers.post(work)  # and are started anew
+    workers.post((work, ()))  # and are started anew
     work.wait_begun()
     work.let()
 
@@ -148,14 +153,14 @@ def test_no_job_is_lost_to_a_thread_that_ends(
     monkeypatch.setattr("rawaio.workers._IDLE_S", 0)
     done = threading.Semaphore(0)
     for _ in range(2000):
-        workers.post(done.release)
+        workers.post((done.release, ()))
         assert done.acquire(timeout=LIMIT_S)
 
 
 def test_what_was_posted_before_stop_is_done(work: Work) -> None:
     workers = Workers()
     for _ in range(MAX_THREADS * 2):
-        workers.post(work)
+        workers.post((work, ()))
     workers.stop()
     workers.stop()
     assert workers.stopped
@@ -171,7 +176,7 @@ def test_a_thread_that_waits_keeps_nothing_alive(workers: Observed) -> None:
 
     thing, argument = Thing(), Thing()
     alive = weakref.ref(thing), weakref.ref(argument)
-    workers.post(thing, argument)
+    workers.post((thing, (argument,)))
     workers.wait_rested()
     del thing, argument
     gc.collect()
@@ -193,10 +198,10 @@ def test_without_any_thread_a_job_is_refused(
 ) -> None:
     no_threads()
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        workers.post(work)
+        workers.post((work, ()))
     assert (workers._threads, workers._spare) == (0, 0)
     monkeypatch.undo()
-    workers.post(work)
+    workers.post((work, ()))
     work.wait_begun()
     work.let()
     workers.wait_rested()
@@ -206,10 +211,10 @@ def test_without_any_thread_a_job_is_refused(
 def test_one_thread_does_it_where_no_second_can_be_started(
     workers: Observed, work: Work, no_threads: Callable[[], None]
 ) -> None:
-    workers.post(work)
+    workers.post((work, ()))
     work.wait_begun()
     no_threads()
-    workers.post(work)
+    workers.post((work, ()))
     work.let()
     work.wait_begun()
     work.let()
