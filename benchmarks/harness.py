@@ -13,6 +13,7 @@ virtual machines do to a run only ever adds to it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -20,12 +21,31 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Program", "ProgramError", "Ratio", "best", "compare", "cpu_seconds", "machine", "run"]
+_T = TypeVar("_T")
+
+__all__ = [
+    "Program",
+    "ProgramError",
+    "Ratio",
+    "Rival",
+    "best",
+    "compare",
+    "cpu_seconds",
+    "in_turn",
+    "machine",
+    "output_of",
+    "render_machine",
+    "render_rival",
+    "render_seconds",
+    "run",
+    "say",
+    "version_of",
+]
 
 
 # The shorter run tells what starting costs; all else that it does only adds to the noise.
@@ -58,6 +78,33 @@ class Ratio:
     median: float
     highest: float
     of_lowest: float  # the one's lowest figure to the other's
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """What rawaio is compared with."""
+
+    name: str
+    stands_for_it: str  # its best configuration
+    budget: float | None  # of rawaio's figures: at most so many times the rival's
+    aim: float | None
+    ratios: dict[str, Ratio]  # by the name of rawaio's way
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Run a command to its end; what it printed.
+
+    Raises:
+        ProgramError: its exit status is not 0.
+        OSError: it cannot be started.
+    """
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip()
+        raise ProgramError(f"{' '.join(command)}: status {done.returncode}\n{said}")
+    return done.stdout
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
@@ -111,18 +158,24 @@ def run(
     """
     short_s: dict[str, list[float]] = {program.name: [] for program in programs}
     long_s: dict[str, list[float]] = {program.name: [] for program in programs}
-    for round_ in range(rounds):
-        first = round_ % max(len(programs), 1)
-        for program in (*programs[first:], *programs[:first]):
-            say(f"round {round_ + 1} of {rounds}: {program.name}")
-            short_s[program.name].append(measure(program.command(program.shorter)))
-            long_s[program.name].append(measure(program.command(program.operations)))
+    for round_, program in in_turn(programs, rounds):
+        say(f"round {round_ + 1} of {rounds}: {program.name}")
+        short_s[program.name].append(measure(program.command(program.shorter)))
+        long_s[program.name].append(measure(program.command(program.operations)))
     return {
         program.name: per_operation(
             short_s[program.name], long_s[program.name], program.operations - program.shorter
         )
         for program in programs
     }
+
+
+def in_turn(things: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
+    """Each thing once a round, with the round's number; each round begins with another one."""
+    for round_ in range(rounds):
+        first = round_ % max(len(things), 1)
+        for thing in (*things[first:], *things[:first]):
+            yield round_, thing
 
 
 def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -154,3 +207,51 @@ def machine() -> dict[str, object]:
         "load": os.getloadavg()[0],
         "executable": os.path.basename(sys.executable),
     }
+
+
+def version_of(package: str, wanted: str) -> str | None:
+    """Why an installed package is not the version to compare with; None when it is."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"not installed (pip install {package}=={wanted})"
+    return None if version == wanted else f"version {version} instead of {wanted}"
+
+
+# -- what a terminal shows -----------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Tell on a terminal what is going on."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def render_machine(where: Mapping[str, object]) -> str:
+    """One line about `machine`."""
+    return ", ".join(f"{key} {value}" for key, value in where.items())
+
+
+def render_seconds(title: str, seconds: Mapping[str, Sequence[float]], width: int) -> list[str]:
+    """A table of microseconds: by name the lowest, the median and the highest of all rounds."""
+    lines = ["", title, f"{'':{width}}   lowest   median  highest"]
+    for name, rounds in seconds.items():
+        figures = (min(rounds), statistics.median(rounds), max(rounds))
+        lines.append(f"{name:{width}}" + "".join(f"{1e6 * f:9.3f}" for f in figures))
+    return lines
+
+
+def render_rival(rival: Rival, width: int) -> list[str]:
+    """A table of ratios to a rival, with what becomes of the budget."""
+    title = f"times {rival.stands_for_it}"
+    if rival.budget is not None:
+        title += f" (at most {rival.budget}, aim {rival.aim})"
+    lines = ["", title, f"{'':{width}}   lowest   median  highest  of lowest"]
+    for name, ratio in rival.ratios.items():
+        times = (ratio.lowest, ratio.median, ratio.highest, ratio.of_lowest)
+        text = f"{name:{width}}" + "".join(f"{t:9.2f}" for t in times)
+        if rival.budget is not None and rival.aim is not None:
+            reached = "aim" if ratio.median <= rival.aim else "within"
+            text += "    " + ("OVER" if ratio.median > rival.budget else reached)
+        lines.append(text)
+    return lines

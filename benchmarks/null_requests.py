@@ -21,11 +21,9 @@ fio comes as the package fio; python-libaio by `pip install libaio==0.9.5`, with
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import shutil
-import statistics
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -231,29 +229,13 @@ def find_programs() -> tuple[list[harness.Program], list[str]]:
             add(name, partial(fio_command, options))
     else:
         missing.append("fio: not installed")
-    try:
-        version = importlib.metadata.version("libaio")
-    except importlib.metadata.PackageNotFoundError:
-        missing.append(f"python-libaio: not installed (pip install libaio=={LIBAIO_VERSION})")
+    if (reason := harness.version_of("libaio", LIBAIO_VERSION)) is None:
+        for way in LIBAIO:
+            name = f"python-libaio/{way}"
+            add(name, partial(own_command, name))
     else:
-        if version == LIBAIO_VERSION:
-            for way in LIBAIO:
-                name = f"python-libaio/{way}"
-                add(name, partial(own_command, name))
-        else:
-            missing.append(f"python-libaio: version {version} instead of {LIBAIO_VERSION}")
+        missing.append(f"python-libaio: {reason}")
     return programs, missing
-
-
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """What rawaio is compared with."""
-
-    name: str
-    stands_for_it: str  # its best configuration
-    budget: float
-    aim: float
-    ratios: dict[str, harness.Ratio]  # by the name of rawaio's way
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +249,7 @@ class Report:
     operations: dict[str, int]
     seconds_per_operation_trial: dict[str, list[float]]
     seconds_per_operation: dict[str, list[float]]
-    rivals: list[Rival]
+    rivals: list[harness.Rival]
     missing: list[str]
 
 
@@ -289,7 +271,7 @@ def make_report(
 ) -> Report:
     """Compare each of rawaio's ways with each rival's best."""
     rivals = [
-        Rival(
+        harness.Rival(
             rival,
             best,
             *BUDGETS[rival],
@@ -317,26 +299,15 @@ def make_report(
 def render(report: Report) -> str:
     """What a terminal shows."""
     width = max(map(len, (*report.seconds_per_operation, *report.seconds_per_operation_trial)))
-    lines = [", ".join(f"{key} {value}" for key, value in report.where.items())]
-    for title, seconds in (
+    lines = [harness.render_machine(report.where)]
+    what = "us of processor time for each read"
+    for when, seconds in (
         ("configurations of rivals", report.seconds_per_operation_trial),
         ("paired rounds", report.seconds_per_operation),
     ):
-        lines += ["", f"us of processor time for each read, {title}"]
-        lines += [f"{'':{width}}   lowest   median  highest"]
-        for name, rounds in seconds.items():
-            figures = (min(rounds), statistics.median(rounds), max(rounds))
-            lines.append(f"{name:{width}}" + "".join(f"{1e6 * f:9.3f}" for f in figures))
+        lines += harness.render_seconds(f"{what}, {when}", seconds, width)
     for rival in report.rivals:
-        lines += ["", f"times {rival.stands_for_it} (at most {rival.budget}, aim {rival.aim})"]
-        lines += [f"{'':{width}}   lowest   median  highest  of lowest"]
-        for name, ratio in rival.ratios.items():
-            times = (ratio.lowest, ratio.median, ratio.highest, ratio.of_lowest)
-            reached = "aim" if ratio.median <= rival.aim else "within"
-            if ratio.median > rival.budget:
-                reached = "OVER"
-            text = "".join(f"{t:9.2f}" for t in times)
-            lines.append(f"{name:{width}}{text}    {reached}")
+        lines += harness.render_rival(rival, width)
     lines += ["", *(f"missing: {reason}" for reason in report.missing)]
     return "\n".join(lines).rstrip()
 
@@ -357,10 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     programs, missing = find_programs()
     rivals = [program for program in programs if not belongs(program.name, "rawaio")]
     try:
-        trial = harness.run(rivals, TRIAL_ROUNDS, say=say)
+        trial = harness.run(rivals, TRIAL_ROUNDS, say=harness.say)
         chosen = choose(trial)
         paired = [p for p in programs if p not in rivals or p.name in chosen.values()]
-        seconds = harness.run(paired, QUICK_ROUNDS if arguments.quick else ROUNDS, say=say)
+        seconds = harness.run(paired, QUICK_ROUNDS if arguments.quick else ROUNDS, say=harness.say)
     except harness.ProgramError as error:
         print(f"null_requests: {error}", file=sys.stderr)
         return 1
@@ -369,12 +340,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     return 0
-
-
-def say(text: str) -> None:
-    """Tell on a terminal what is going on."""
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import rawaio
-from benchmarks import null_requests
+from benchmarks import asyncio_reads, files, null_requests
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +52,60 @@ def test_a_program_runs_on_its_own(tmp_path: Path) -> None:
     subprocess.run(
         [*command, "--work", "rawaio/batch/io_getevents", "64"], cwd=tmp_path, check=True
     )
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Iterator[Path]:
+    """A file of blocks that say where they are, where there is O_DIRECT."""
+    with files.temporary_file(tmp_path, 1 << 20) as path:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            pytest.skip(f"no O_DIRECT in {tmp_path}: {error}")
+        yield path
+
+
+def skip_without(name: str) -> None:
+    """Skip when what a program needs beside rawaio is not there."""
+    program = name.split("/")[1]
+    if program in asyncio_reads.VERSIONS:
+        pytest.importorskip(program)
+    if "uring" in name:
+        linux_uring = pytest.importorskip("caio.linux_uring")
+        try:
+            linux_uring.Context()
+        except OSError as error:
+            pytest.skip(f"no io_uring: {error}")
+
+
+@pytest.mark.parametrize("name", asyncio_reads.WAYS)
+@pytest.mark.parametrize("loop", files.LOOPS)
+def test_asyncio_programs_read_what_they_should(
+    monkeypatch: pytest.MonkeyPatch, blocks: Path, name: str, loop: str
+) -> None:
+    skip_without(name)
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    offsets: list[int] = []
+
+    def check(data: bytes | memoryview, nbytes: int, offset: int) -> None:
+        assert nbytes == asyncio_reads.NBYTES
+        assert data[:8] == files.expected(offset)
+        offsets.append(offset)
+
+    monkeypatch.setattr(asyncio_reads, "check", check)
+    asyncio_reads.work(name, blocks, 96, loop)
+    assert len(offsets) == 96
+    assert len(set(offsets)) > 32
+
+
+def test_an_asyncio_program_runs_on_its_own(blocks: Path) -> None:
+    command = asyncio_reads.command("direct/rawaio/pread", blocks, "asyncio", 64)
+    subprocess.run([command[0], "-W", "error", *command[1:]], cwd=blocks.parent, check=True)
+
+
+def test_a_short_asyncio_read_is_an_error() -> None:
+    with pytest.raises(OSError, match="1 of 1 bytes at 8192"):
+        asyncio_reads.check(b"x", 1, 8192)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import harness, null_requests
+from benchmarks import asyncio_reads, files, harness, null_requests
 from benchmarks.harness import Program, ProgramError, Ratio
 
 # -- the harness ---------------------------------------------------------------------------------
@@ -111,6 +111,52 @@ def test_a_program_that_is_not_there() -> None:
 
 def test_the_machine_is_described() -> None:
     assert {"machine", "cpus", "kernel", "python"} <= harness.machine().keys()
+
+
+def test_what_a_program_prints() -> None:
+    assert harness.output_of([sys.executable, "-S", "-c", "print(1)"]) == "1\n"
+    command = [sys.executable, "-S", "-c", "import sys; sys.exit('cannot')"]
+    with pytest.raises(ProgramError, match="status 1\ncannot"):
+        harness.output_of(command)
+
+
+def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    assert harness.version_of("x", "1.0") is None
+    assert harness.version_of("x", "1.1") == "version 1.0 instead of 1.1"
+
+
+def test_a_rival_without_a_budget_is_not_judged() -> None:
+    rival = harness.Rival("b", "b/2", None, None, {"a": Ratio(1.0, 2.0, 3.0, of_lowest=1.5)})
+    assert harness.render_rival(rival, 4)[1:] == [
+        "times b/2",
+        "       lowest   median  highest  of lowest",
+        "a        1.00     2.00     3.00     1.50",
+    ]
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_every_block_says_where_it_is(tmp_path: Path) -> None:
+    nbytes = (1 << 20) + 2 * files.BLOCK
+    with files.temporary_file(tmp_path, nbytes) as path:
+        data = path.read_bytes()
+        files.warm(path, direct=False)
+        files.drop_cache(path)
+    assert len(data) == nbytes
+    for offset in range(0, nbytes, files.BLOCK):
+        assert data[offset : offset + 8] == files.expected(offset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_is_shared_out() -> None:
+    offsets = files.random_offsets(64 * files.BLOCK, 100)
+    assert all(offset % files.BLOCK == 0 and 0 <= offset < 64 * files.BLOCK for offset in offsets)
+    shares = [list(part) for part in files.share(offsets, 600, 4)]
+    assert [len(part) for part in shares] == [150] * 4
+    assert shares[0] == offsets + offsets[:50]
+    assert shares[1][:75] == offsets[25:]
 
 
 # -- null_requests -------------------------------------------------------------------------------
@@ -225,3 +271,89 @@ def test_main_tells_what_failed(
     monkeypatch.setattr(harness, "run", run)
     assert null_requests.main([]) == 1
     assert capsys.readouterr().err == "null_requests: fio: status 1\n"
+
+
+# -- asyncio_reads -------------------------------------------------------------------------------
+
+PATHS = {"cached": Path("hot"), "direct": Path("cold")}
+
+
+def test_asyncio_programs_that_cannot_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def output_of(command: Sequence[str]) -> str:
+        if "linux_uring" in command[3]:
+            raise ProgramError("status 1\nTraceback\nOSError: not permitted")
+        return ""
+
+    def version(name: str) -> str:
+        if name == "aiofiles":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.12.10"
+
+    monkeypatch.setattr(harness, "output_of", output_of)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found, missing = asyncio_reads.find_programs(PATHS, "uvloop")
+    assert missing == [
+        "aiofiles: not installed (pip install aiofiles==25.1.0)",
+        "cached/caio/linux_uring: OSError: not permitted",
+        "cached/caio/linux_uring deferred: OSError: not permitted",
+    ]
+    assert len(found) == len(asyncio_reads.WAYS) - 3
+    for program in found:
+        path = "hot" if program.name.startswith("cached/") else "cold"
+        assert list(program.command(640))[-5:] == ["--work", program.name, path, "uvloop", "640"]
+        for operations in (program.operations, program.shorter):
+            assert operations % asyncio_reads.TASKS == 0
+
+
+def test_asyncio_reads_are_compared_with_the_best_mode_of_their_kind() -> None:
+    seconds = {
+        "cached/rawaio/pread": [1e-6, 1e-6],
+        "cached/caio/linux_aio": [2e-6, 4e-6],
+        "cached/caio/linux_aio deferred": [1e-6, 7e-6],
+        "direct/rawaio/pread": [2e-6, 2e-6],
+        "direct/executor/os.preadv": [10e-6, 20e-6],
+    }
+    report = asyncio_reads.make_report(seconds, ["x: not there"], "asyncio")
+    caio, executor = report.rivals
+    assert caio.stands_for_it == "cached/caio/linux_aio"
+    assert caio.ratios == {"cached/rawaio/pread": Ratio(0.25, 0.375, 0.5, of_lowest=0.5)}
+    assert executor.ratios["direct/rawaio/pread"].median == pytest.approx(0.15)
+    lines = asyncio_reads.render(report).splitlines()
+    assert "times cached/caio/linux_aio (at most 0.4, aim 0.25)" in lines
+    assert lines[-1] == "missing: x: not there"
+    assert sum(line.endswith("within") for line in lines) == 1
+    assert sum(line.endswith("aim") for line in lines) == 1
+
+
+@pytest.mark.parametrize("loop", files.LOOPS)
+def test_asyncio_reads_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: str
+) -> None:
+    def run(found: Sequence[Program], rounds: int, *, say: object) -> dict[str, list[float]]:
+        return {program.name: [1e-6] * rounds for program in found}
+
+    monkeypatch.setattr(harness, "run", run)
+    monkeypatch.setattr(harness, "output_of", lambda command: "")
+    monkeypatch.setattr(asyncio_reads, "QUICK_FILE_NBYTES", 1 << 20)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    file = tmp_path / "report.json"
+    options = ["--quick", "--folder", str(tmp_path), "--json", str(file)]
+    assert asyncio_reads.main(options + ["--uvloop"] * (loop == "uvloop")) == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert (report["benchmark"], report["loop"]) == ("asyncio_reads", loop)
+    assert len(report["seconds_per_operation"]["cached/rawaio/pread"]) == 3
+    assert "cached/rawaio/pread" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_asyncio_reads_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find_programs(*arguments: object) -> None:
+        raise ProgramError("rawaio: status 1")
+
+    monkeypatch.setattr(asyncio_reads, "find_programs", find_programs)
+    monkeypatch.setattr(asyncio_reads, "QUICK_FILE_NBYTES", 1 << 20)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    assert asyncio_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "asyncio_reads: rawaio: status 1\n"

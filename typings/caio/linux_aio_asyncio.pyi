@@ -1,0 +1,3 @@
+from .asyncio_base import AsyncioContextBase
+
+class AsyncioContext(AsyncioContextBase): ...
