@@ -97,6 +97,9 @@ def test_asyncio_programs_read_what_they_should(
 
     monkeypatch.setattr(asyncio_reads, "check", check)
     asyncio_reads.work(name, blocks, 96, loop)
+    if "many" in name:  # the last of each call is looked at
+        assert len(offsets) == (3 if name.endswith("32") else 1)
+        return
     assert len(offsets) == 96
     assert len(set(offsets)) > 32
 
