@@ -307,6 +307,8 @@ class Driver:
         self._started: dict[Request, Operation] = {}
         self._arrived: deque[Completion] = deque()
         self._soon = False
+        # How many bytes may still be submitted in this turn of the loop.
+        self._share = _TURN_BYTES
         self._plugs = 0
         self._heavy: deque[Operation] = deque()
         self._performing: set[Operation] = set()
@@ -540,6 +542,7 @@ class Driver:
     def _flush(self) -> None:
         try:
             self._soon = False
+            self._share = _TURN_BYTES
             if not self._plugs:
                 self._turn(reset=False, collect=False)
         except BaseException:
@@ -563,6 +566,8 @@ class Driver:
         context = self._context
         if context is None or context.closed:
             return
+        if collect and not self._soon:
+            self._share = _TURN_BYTES
         try:
             self._passes(context, reset, collect)
             retry = context.retry_in
@@ -619,6 +624,9 @@ class Driver:
         room = self.nr_events - context.outstanding - len(self._arrived)
         if room <= 0:
             return False
+        if self._share <= 0:
+            self._flush_soon()
+            return False
         batch: list[Request] = []
         taken = 0
         first = waiting[0]
@@ -642,14 +650,16 @@ class Driver:
                     self._call_soon(self._again)
                 return False
             raise
-        if waiting and not self._soon and len(batch) < room:
-            self._call_soon(self._flush)  # the turn had its share
-            self._soon = True
         return bool(batch)
+
+    def _flush_soon(self) -> None:
+        if not self._soon:
+            self._call_soon(self._flush)
+            self._soon = True
 
     def _start(self, batch: list[Request], room: int) -> int:
         """Start operations from the front, at most room; how many are to leave the queue."""
-        taken = nbytes = 0
+        taken = 0
         started = self._started
         for operation in self._waiting:
             request = None
@@ -661,8 +671,8 @@ class Driver:
             if request is not None:
                 started[request] = operation
                 batch.append(request)
-                nbytes += operation.nbytes
-                if len(batch) == room or nbytes >= _TURN_BYTES:
+                self._share -= operation.nbytes
+                if len(batch) == room or self._share <= 0:
                     break
         return taken
 
