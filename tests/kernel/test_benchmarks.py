@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rawaio
-from benchmarks import asyncio_reads, files, null_requests
+from benchmarks import asyncio_reads, files, heartbeat, null_requests
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +112,32 @@ def test_an_asyncio_program_runs_on_its_own(blocks: Path) -> None:
 def test_a_short_asyncio_read_is_an_error() -> None:
     with pytest.raises(OSError, match="1 of 1 bytes at 8192"):
         asyncio_reads.check(b"x", 1, 8192)
+
+
+@pytest.mark.parametrize("name", [name for name in heartbeat.WAYS if not name.endswith("/caio")])
+@pytest.mark.parametrize("loop", files.LOOPS)
+def test_the_heart_beats_beside_each_program(
+    monkeypatch: pytest.MonkeyPatch, blocks: Path, name: str, loop: str
+) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    monkeypatch.setattr(heartbeat, "QUEUED", 1)
+    size = heartbeat.Size(read=1 << 20, written=2 << 20, seconds=0.01)
+    path = blocks if not name.startswith("extend/") else blocks.with_name("written")
+    late_s = heartbeat.work(name, path, size, loop)
+    assert late_s
+    assert min(late_s) > -heartbeat.PERIOD_S
+    if name.startswith("extend/"):
+        assert path.stat().st_size == 2 << 20
+        path.unlink()
+
+
+def test_the_heart_beats_beside_the_rival(blocks: Path) -> None:
+    pytest.importorskip("caio.linux_aio")
+    size = heartbeat.Size(read=1 << 20, written=1 << 20, seconds=0.01)
+    assert heartbeat.work("cold/caio", blocks, size, "asyncio")
+
+
+def test_a_short_piece_is_an_error() -> None:
+    with pytest.raises(OSError, match="1 bytes instead of 1048576"):
+        heartbeat.check(1)

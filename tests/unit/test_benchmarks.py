@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import asyncio_reads, files, harness, null_requests
+from benchmarks import asyncio_reads, files, harness, heartbeat, null_requests
 from benchmarks.harness import Program, ProgramError, Ratio
 
 # -- the harness ---------------------------------------------------------------------------------
@@ -357,3 +357,90 @@ def test_asyncio_reads_tells_what_failed(
     monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
     assert asyncio_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "asyncio_reads: rawaio: status 1\n"
+
+
+# -- heartbeat -----------------------------------------------------------------------------------
+
+
+def test_percentiles_are_values_that_were_seen() -> None:
+    values = [float(i) for i in range(1, 1001)]
+    assert heartbeat.percentile(values[::-1], 0.5) == 500.0
+    assert heartbeat.percentile(values, 0.999) == 999.0
+    assert heartbeat.percentile([7.0], 0.999) == 7.0
+    assert heartbeat.percentile([7.0, 8.0], 0.0) == 7.0
+    with pytest.raises(ValueError, match="no values"):
+        heartbeat.percentile([], 0.5)
+
+
+def test_the_median_of_the_rounds_decides() -> None:
+    quiet, loud = [0.001] * 100, [0.001] * 98 + [0.5, 0.5]
+    ahead = heartbeat.summarize([quiet, loud, quiet])
+    assert (ahead.beats, ahead.p50, ahead.highest) == (300, 0.001, 0.5)
+    assert ahead.p999_of_rounds == [0.001, 0.5, 0.001]
+    assert ahead.verdict == "ahead"
+    assert heartbeat.summarize([quiet, loud, loud]).verdict == "BEHIND"
+
+
+def test_heartbeats_are_measured_in_turn_and_what_fails_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names: list[str] = []
+
+    def output_of(command: Sequence[str]) -> str:
+        name, path = command[3:5]
+        names.append(name)
+        assert path.endswith("written" if name.startswith("extend") else "file")
+        if name == "extend/caio":
+            raise ProgramError("status 1\nTraceback\nSystemError: Invalid argument")
+        return "[0.001, 0.002]"
+
+    monkeypatch.setattr(harness, "output_of", output_of)
+    monkeypatch.setattr(harness, "version_of", lambda package, version: None)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    size = heartbeat.Size(read=1 << 20, written=1 << 20, seconds=0.01)
+    figures, missing = heartbeat.measure(tmp_path, size, 2, "asyncio")
+    assert missing == ["extend/caio: SystemError: Invalid argument"]
+    assert set(figures) == set(heartbeat.WAYS) - {"extend/caio"}
+    assert {each.beats for each in figures.values()} == {4}
+    assert len(names) == 2 * len(heartbeat.WAYS) - 1
+
+    def fail(command: Sequence[str]) -> str:
+        raise ProgramError("status 1")
+
+    monkeypatch.setattr(harness, "output_of", fail)
+    with pytest.raises(ProgramError):
+        heartbeat.measure(tmp_path, size, 2, "asyncio")
+
+
+def test_heartbeat_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*arguments: object) -> tuple[dict[str, heartbeat.Figures], list[str]]:
+        figures = {
+            "cold/rawaio": heartbeat.summarize([[0.001, 0.002]]),
+            "cold/caio": heartbeat.summarize([[0.1, 0.2]]),
+        }
+        return figures, ["queued/caio: no"]
+
+    monkeypatch.setattr(heartbeat, "measure", measure)
+    file = tmp_path / "report.json"
+    assert heartbeat.main(["--quick", "--json", str(file)]) == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert report["verdicts"] == {"cold/rawaio": "ahead", "cold/caio": "BEHIND"}
+    assert report["figures"]["cold/caio"]["highest"] == 0.2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "missing: queued/caio: no"
+    assert (
+        "cold/rawaio      2     1.00     2.00     2.00     2.00   2.00, 2.00, 2.00   ahead" in lines
+    )
+
+
+def test_heartbeat_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*arguments: object) -> None:
+        raise ProgramError("cold/rawaio: status 1")
+
+    monkeypatch.setattr(heartbeat, "measure", measure)
+    assert heartbeat.main([]) == 1
+    assert capsys.readouterr().err == "heartbeat: cold/rawaio: status 1\n"
