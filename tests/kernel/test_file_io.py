@@ -71,19 +71,19 @@ def test_reads_at_and_around_the_end(
             whole = wanted.ljust(nbytes, b"\0")
             assert await file.pread(nbytes, offset, zero_fill=True) == whole
             for by in (0, 1, 512):
+                # What is behind the end of the file has no meaning: without a copy, the kernel
+                # fills the block up.
                 memory = misplaced(nbytes, by)
-                memory[:] = b"x" * nbytes
                 assert await file.preadinto(memory, offset) == len(wanted)
-                assert memory == wanted.ljust(nbytes, b"x")
+                assert memory[: len(wanted)] == wanted
                 assert await file.preadinto(memory, offset, zero_fill=True) == nbytes
                 assert memory == whole
                 half = nbytes // 2
                 memory[:] = b"x" * nbytes
-                views = [memory[:half], b"", memory[half:]] if nbytes else []
-                writable = [view for view in views if not isinstance(view, bytes)]
-                assert await file.preadv(writable, offset) == len(wanted)
-                assert memory == wanted.ljust(nbytes, b"x")
-                assert await file.preadv(writable, offset, zero_fill=True) == nbytes
+                views = memory[:half], bytearray(), memory[half:]
+                assert await file.preadv(views, offset) == len(wanted)
+                assert memory[: len(wanted)] == wanted
+                assert await file.preadv(views, offset, zero_fill=True) == nbytes
                 assert memory == whole
             chunks = [chunk async for chunk in file.stream(offset, nbytes, chunk_size=5000)]
             assert b"".join(chunks) == wanted
@@ -185,7 +185,7 @@ def test_a_write_changes_its_bytes_and_the_size_alone(
                     assert await file.pwrite(memory, offset, dsync=True) == nbytes
                 else:
                     half = nbytes // 2
-                    parts = [data[:half], bytearray(data[half:]), b""]
+                    parts = data[:half], bytearray(data[half:]), b""
                     assert await file.pwritev(parts, offset) == nbytes
                 assert file.size == os.stat(path).st_size == len(model), (offset, nbytes)
             assert path.read_bytes() == model, (offset, nbytes)
@@ -252,9 +252,9 @@ def test_vectors_longer_than_the_kernel_takes(
             into = [memory[i * size : (i + 1) * size] for i in range(segments)]
             assert await file.preadv(into, 512) == segments * size
             assert memory == data
-        assert path.read_bytes() == bytes(512) + data
 
     runner.run(main())
+    assert path.read_bytes() == bytes(512) + data
 
 
 @DIRECT
@@ -297,7 +297,7 @@ def test_aligned_transfers_use_the_caller_s_memory(
 
     def spy(self: rawaio.IOContext, *requests: rawaio.Request) -> int:
         for request in requests:
-            addresses.extend(request.addresses if request.is_vector else [request.address])
+            addresses.extend(request.addresses or [request.address])
         return submit(self, *requests)
 
     monkeypatch.setattr(rawaio.IOContext, "submit", spy)
@@ -374,7 +374,7 @@ def test_wrong_arguments_are_refused(runner: asyncio.Runner, path: Path, direct:
                 with pytest.raises(ValueError, match="at least"):
                     file.stream(chunk_size=size, depth=depth)
             with pytest.raises(TypeError, match="read-only"):
-                await file.preadinto(b"abc", 0)  # type: ignore[arg-type]
+                await file.preadinto(b"abc", 0)
             with pytest.raises(TypeError, match="contiguous"):
                 await file.preadinto(memoryview(buffer)[::2], 0)
             with pytest.raises(TypeError, match="contiguous"):
@@ -392,9 +392,9 @@ def test_wrong_arguments_are_refused(runner: asyncio.Runner, path: Path, direct:
                 with pytest.raises(TypeError):
                     await file.pwritev(bad, 0)
             assert file.statistics().under_way == 0
-        assert path.read_bytes() == pattern(10000)
 
     runner.run(main())
+    assert path.read_bytes() == pattern(10000)
 
 
 @DIRECT
@@ -462,8 +462,8 @@ def test_neighbours_in_one_block_lose_nothing(
     path = filesystem.path / "file"
     before = pattern(size)
     path.write_bytes(before)
-    data = pattern(600 * 11, 2)
-    pieces = [(i * 11, data[i * 11 : i * 11 + 11]) for i in range(600)]
+    data = pattern(300 * 11, 2)
+    pieces = [(i * 11, data[i * 11 : i * 11 + 11]) for i in range(300)]
     random.Random(3).shuffle(pieces)
 
     async def main() -> None:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -21,7 +21,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import rawaio
 from rawaio import aligned_buffer
 
-_T = TypeVar("_T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 Contents = Callable[[Path, bool], bytes]  # of a file; whether to read it directly
 Engine = Literal["auto", "aio", "threads"]
@@ -288,7 +287,7 @@ class FileMachine(RuleBasedStateMachine):
         assert all(file.size == len(self.model) for file in self.files)
         contents = self.contents(self.path, direct)
         assert len(contents) == len(self.model)
-        if contents != self.model:
+        if contents != bytes(self.model):
             wrong = [i for i, byte in enumerate(contents) if byte != self.model[i]]
             raise AssertionError(
                 f"{len(wrong)} of {len(self.model)} bytes are wrong, {wrong[0]} to {wrong[-1]}"
@@ -308,10 +307,10 @@ def replace(model: bytearray, offset: int, data: bytes) -> None:
         model[offset : offset + len(data)] = data
 
 
-async def together(jobs: Sequence[Awaitable[_T]]) -> list[_T]:
+async def together(jobs: Sequence[Awaitable[object]]) -> list[Any]:
     """All of them at once; all have ended when one has failed."""
     got = await asyncio.gather(*jobs, return_exceptions=True)
     for result in got:
         if isinstance(result, BaseException):
             raise result
-    return got  # type: ignore[return-value]
+    return got
