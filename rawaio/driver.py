@@ -350,6 +350,11 @@ class Driver:
         raise NotImplementedError
 
     @abstractmethod
+    def _runs_here(self) -> bool:
+        """Whether the loop runs in this thread now; note the thread."""
+        raise NotImplementedError
+
+    @abstractmethod
     def _call_soon(self, callback: Callable[[], object]) -> None:
         """Have it called in the loop's next turn."""
         raise NotImplementedError
@@ -539,7 +544,16 @@ class Driver:
 
     # -- on -------------------------------------------------------------------------------------
 
+    def _is_stale(self) -> bool:
+        """Whether this is a call that a loop still had for a driver that has left it.
+
+        Then the loop it is in now, or will be, does everything.
+        """
+        return self.thread != get_ident() and not self._runs_here()
+
     def _flush(self) -> None:
+        if self._is_stale():
+            return
         try:
             self._soon = False
             self._share = _TURN_BYTES
@@ -554,6 +568,8 @@ class Driver:
 
     def _again(self) -> None:
         """The bottom half: what an exception, or the bound on passes, left behind."""
+        if self._is_stale():
+            return
         try:
             self._turn(reset=False, collect=True)
             self._pump()
@@ -581,6 +597,8 @@ class Driver:
             raise
 
     def _retry(self) -> None:
+        if self._is_stale():
+            return
         try:
             self._retrying = False
             self._turn(reset=False, collect=True)
@@ -713,6 +731,8 @@ class Driver:
             self._call_threadsafe(self._on_performed)
 
     def _on_performed(self) -> None:
+        if self._is_stale():
+            return
         try:
             self._told = False
             self._take_performed()

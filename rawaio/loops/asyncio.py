@@ -103,12 +103,13 @@ class AsyncioDriver(Driver):
             _step(guardian.aclose())
         self._loop = None
         self.thread = 0
+        del self.waiter, self._call_soon
 
     def _resume(self) -> None:
-        if self._loop is None:
-            return
+        if not self._runs_here():
+            return  # it has left again
         self._guard()
-        self._soon = False
+        self._soon = self._retrying = False
         self._on_performed()
         self._again()
 
@@ -119,21 +120,27 @@ class AsyncioDriver(Driver):
         return _pause()
 
     def waiter(self) -> Waiter:
-        """A future; replaced by the loop's method when attached."""
+        """See `Driver`. Replaced by the loop's method when attached."""
         raise RuntimeError("the driver is not attached to a loop")
 
     def check_running(self) -> None:
         """See `Driver`."""
         self._check()
-        if self._loop is None or events._get_running_loop() is not self._loop:
+        if not self._runs_here():
             raise RuntimeError(
                 "a file belongs to the event loop it was opened in, and that is not the one "
                 "that is running here"
             )
+
+    def _runs_here(self) -> bool:
+        loop = self._loop
+        if loop is None or events._get_running_loop() is not loop:
+            return False
         self.thread = get_ident()
+        return True
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
-        raise RuntimeError("the driver is not attached to a loop")
+        """Attached to no loop: `_resume` does everything later. Replaced when attached."""
 
     def _call_later(self, seconds: float, callback: Callable[[], object]) -> None:
         assert self._loop is not None
