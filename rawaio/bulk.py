@@ -41,7 +41,7 @@ from .syscalls import Opcode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Final
+    from typing import Any, Final
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -77,9 +77,10 @@ def column(offsets: Offsets) -> memoryview:
         TypeError, ValueError: not ints, or not within 0..2**63-1.
     """
     words: memoryview | None = None
+    given: Any = offsets
     if not isinstance(offsets, (list, tuple, range)):
         try:
-            view = memoryview(offsets)  # type: ignore[arg-type]
+            view = memoryview(given)
         except TypeError:
             pass
         else:
@@ -91,7 +92,7 @@ def column(offsets: Offsets) -> memoryview:
             words = contiguous(view).cast("B").cast("q") if view.nbytes else memoryview(array("q"))
     if words is None:
         try:
-            words = memoryview(array("q", offsets))  # type: ignore[arg-type]
+            words = memoryview(array("q", given))
         except OverflowError:
             raise ValueError("an offset is beyond 2**63-1, or far below 0") from None
     # The highest byte of each, looked at without making an int of it.

@@ -406,12 +406,15 @@ class IOContext:
             TypeError, ValueError: arguments that could not be right on any file.
             ClosedError, ForkedError.
         """
-        memory: WriteableBuffer = bytearray(len(offsets) * nbytes) if out is None else out  # type: ignore[arg-type]
-        self._many(Opcode.PREAD, fd, offsets, nbytes, memory)
+        from .bulk import column  # noqa: PLC0415 - only for who uses it
+
+        places = column(offsets)
         if out is None:
-            assert isinstance(memory, bytearray)
+            memory = bytearray(len(places) * nbytes)
+            self._many(Opcode.PREAD, fd, places, nbytes, memory)
             return memory
-        return len(offsets) * nbytes  # type: ignore[arg-type]
+        self._many(Opcode.PREAD, fd, places, nbytes, out)
+        return len(places) * nbytes
 
     def pwrite_many(
         self,
@@ -425,18 +428,19 @@ class IOContext:
         nbytes: left out, data is divided among the offsets, without rest. Otherwise as
         `pread_many`.
         """
-        if nbytes is None:
-            from .bulk import evenly  # noqa: PLC0415 - only for who uses it
+        from .bulk import column, evenly  # noqa: PLC0415 - only for who uses it
 
-            nbytes = evenly(data, len(offsets))  # type: ignore[arg-type]
-        self._many(Opcode.PWRITE, fd, offsets, nbytes, data)
-        return len(offsets) * nbytes  # type: ignore[arg-type]
+        places = column(offsets)
+        if nbytes is None:
+            nbytes = evenly(data, len(places))
+        self._many(Opcode.PWRITE, fd, places, nbytes, data)
+        return len(places) * nbytes
 
     def _many(
         self,
         opcode: Opcode,
         fd: int | HasFileno,
-        offsets: Offsets,
+        offsets: memoryview,
         nbytes: int,
         memory: ReadableBuffer,
     ) -> None:

@@ -31,6 +31,8 @@ from .syscalls import RWF
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Path = int | str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
 __all__ = [
     "Descriptor",
     "Mode",
@@ -128,7 +130,7 @@ class OpenedFile:
 
 
 def open_file(
-    path: int | str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    path: Path,
     mode: Mode,
     *,
     direct: bool | str,
@@ -233,7 +235,7 @@ def _adopt(fd: int, mode: Mode, *, direct: bool | str, closefd: bool) -> tuple[D
 
 
 def _look_at(
-    descriptor: Descriptor, path: object, mode: Mode, direct: bool | str, is_direct: bool
+    descriptor: Descriptor, path: Path, mode: Mode, direct: bool | str, is_direct: bool
 ) -> OpenedFile:
     fd = descriptor.fileno()
     status = os.fstat(fd)
@@ -264,7 +266,7 @@ def _look_at(
     )
 
 
-def _not_a_file(path: object, mode: int) -> OSError:
+def _not_a_file(path: Path, mode: int) -> OSError:
     kinds = (
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISSOCK, "a socket"),
@@ -278,8 +280,8 @@ def _not_a_file(path: object, mode: int) -> OSError:
     return error
 
 
-def _shown(path: object) -> str | bytes | int:
-    return path if isinstance(path, (int, str, bytes)) else os.fspath(path)  # type: ignore[call-overload]
+def _shown(path: Path) -> str | bytes | int:
+    return path if isinstance(path, int) else os.fspath(path)
 
 
 def _knows_nowait(fd: int, geometry: Geometry | None) -> bool:

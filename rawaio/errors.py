@@ -85,7 +85,7 @@ class BulkError(OSError):
 def set_written(error: OSError, nbytes: int) -> None:
     """Say how much was written all the same, in `characters_written`, as of BlockingIOError."""
     # Every OSError has the attribute; typeshed knows it of BlockingIOError alone.
-    error.characters_written = nbytes  # type: ignore[attr-defined]
+    setattr(error, "characters_written", nbytes)  # noqa: B010
 
 
 def written(error: OSError) -> int:

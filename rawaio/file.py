@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
     from .bulk import Offsets
     from .descriptor import Descriptor
-    from .driver import Driver, Operation, Plug, Waiter
+    from .driver import Driver, Plug, Waiter
     from .geometry import Geometry
     from .rangelock import Hold
 
@@ -607,7 +607,7 @@ class File:
     async def _chunks(
         self, offset: int, stop: int, chunk_size: int, depth: int
     ) -> AsyncGenerator[bytes, None]:
-        ahead: deque[tuple[Operation, int]] = deque()
+        ahead: deque[tuple[BouncedRead | FileCall, int]] = deque()
         try:
             while True:
                 while offset < stop and len(ahead) < depth:
@@ -624,14 +624,14 @@ class File:
                     offset += n
                 if not ahead:
                     return
-                operation, n = ahead.popleft()  # type: ignore[assignment]
+                operation, n = ahead.popleft()
                 chunk: bytes = await operation.waiter
                 if chunk:
                     yield chunk
                 if len(chunk) < n:
                     return
         finally:
-            for operation, _ in ahead:  # type: ignore[assignment]
+            for operation, _ in ahead:
                 self.driver.abandon(operation)
 
     # -- writing --------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ class ReadInto(_Read):
 class Write(Transfer):
     """Writes memory that nobody changes meanwhile, as a whole; gives the number of bytes."""
 
-    __slots__ = ("_flags", "_hold", "_once", "_prepared")
+    __slots__ = ("_flags", "_held", "_hold", "_once", "_prepared")
 
     def __init__(
         self,
@@ -457,15 +457,17 @@ class Write(Transfer):
         self._flags = flags
         self._prepared = request
         self._once = once
-        self._hold: Hold | bool | None = held or None
+        self._held = held
+        self._hold: Hold | None = None
 
     def _first(self) -> Request | None:
-        if self._hold is None:
-            self._hold = self.file.lock.acquire(
-                self.offset, self.offset + self.nbytes, granted=self._granted
-            )
-        if self._hold is not True and not self._hold.granted:  # type: ignore[union-attr]
-            return None
+        if not self._held:
+            if self._hold is None:
+                self._hold = self.file.lock.acquire(
+                    self.offset, self.offset + self.nbytes, granted=self._granted
+                )
+            if not self._hold.granted:
+                return None
         return self._prepared if self._prepared is not None else self._rest(0)
 
     def _granted(self) -> None:
@@ -500,10 +502,9 @@ class Write(Transfer):
 
     def released(self) -> None:
         """See `Operation`."""
-        hold = self._hold
-        if hold is not None and hold is not True:
-            self.file.lock.release(hold)  # type: ignore[arg-type]
-        self._hold = True
+        if self._hold is not None:
+            self.file.lock.release(self._hold)
+        self._held = True
         super().released()
 
 

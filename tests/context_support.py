@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def sleeper(ctx: rawaio.IOContext, wait: Callable[..., object] | None = None) ->
 
 
 @contextmanager
-def unraisable() -> Iterator[list[tuple[BaseException, str]]]:
+def unraisable() -> Generator[list[tuple[BaseException, str]]]:
     """What goes to sys.unraisablehook: the exception, and whose it is said to be, in which words.
 
     No fixture, for pytest before 8.4 sets a hook of its own between the fixtures and the test.

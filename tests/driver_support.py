@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -157,7 +157,7 @@ class Gate:
 
 
 @contextmanager
-def gated(driver: Driver) -> Iterator[Gate]:
+def gated(driver: Driver) -> Generator[Gate]:
     gate = Gate(driver)
     try:
         yield gate

@@ -26,7 +26,16 @@ from rawaio.geometry import Geometry, find_geometry
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-__all__ = ["Behaviour", "Mount", "Place", "Timing", "examine", "find_mount", "time_reads"]
+__all__ = [
+    "Behaviour",
+    "Mount",
+    "Place",
+    "Timing",
+    "examine",
+    "find_mount",
+    "mount_of",
+    "time_reads",
+]
 
 # Large enough for the disk's time to stand out from that of the call.
 _READ_SIZE: Final = 64 << 10
@@ -127,7 +136,7 @@ def examine(path: str) -> Place:
         offsets, nbytes = _choose_reads(size, 1)
         if offsets:
             timings.append(_time_buffered(context, fd, offsets, nbytes))
-        return Place(path, kind, size, _mount(fd), geometry, direct_error, tuple(timings))
+        return Place(path, kind, size, mount_of(fd), geometry, direct_error, tuple(timings))
 
 
 def _words(error: OSError) -> str:
@@ -179,7 +188,7 @@ def _reopened(fd: int, flags: int) -> Generator[int]:
 # -- mounts -------------------------------------------------------------------------------------
 
 
-def _mount(fd: int) -> Mount | None:
+def mount_of(fd: int) -> Mount | None:
     status = os.fstat(fd)
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:

@@ -74,7 +74,8 @@ class AsyncioDriver(Driver):
         self._loop = loop
         # Methods of the loop, found once: they are called for each operation.
         self.waiter = loop.create_future  # type: ignore[method-assign]
-        self._call_soon = loop.call_soon  # type: ignore[assignment, method-assign]
+        call_soon: Any = loop.call_soon
+        self._call_soon = call_soon  # type: ignore[method-assign]
         _drivers[loop] = weakref.ref(self)
         if self._context is not None and not self._context.closed:
             self._watch(self._context.fileno(), self._on_readable)
@@ -167,13 +168,13 @@ class AsyncioDriver(Driver):
 
     def wake(self, waiter: Waiter, result: object, error: BaseException | None) -> None:
         """See `Driver`."""
-        assert isinstance(waiter, asyncio.Future)
-        loop = waiter.get_loop()
+        future: Any = waiter
+        loop = future.get_loop()
         if loop is self._loop:
-            _wake(waiter, result, error)
+            _wake(future, result, error)
         else:
             try:
-                loop.call_soon_threadsafe(_wake, waiter, result, error)
+                loop.call_soon_threadsafe(_wake, future, result, error)
             except RuntimeError:
                 pass  # that loop is closed; nobody waits any more
 

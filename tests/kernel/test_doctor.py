@@ -340,7 +340,7 @@ def test_a_mounted_block_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         )
         fd = os.open(node, os.O_RDONLY)
         try:
-            assert _path._mount(fd) == _path.Mount("ext4", "/mnt", node)
+            assert _path.mount_of(fd) == _path.Mount("ext4", "/mnt", node)
         finally:
             os.close(fd)
 

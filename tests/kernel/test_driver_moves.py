@@ -145,11 +145,11 @@ def test_to_a_loop_in_another_thread(path: Path, threads: Threads) -> None:
         driver = _driver(file)
         with gated(driver) as gate:
             gate.hold()
-            tasks = [
+            tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(file.pread(_BLOCK, i % 16 * _BLOCK))
                 for i in range(2 * driver.nr_events)
             ]
-            tasks.append(asyncio.create_task(file.fsync()))  # type: ignore[arg-type]
+            tasks.append(asyncio.create_task(file.fsync()))
             await turns()
             driver.detach()
             attached = asyncio.wrap_future(

@@ -23,7 +23,7 @@ import pytest
 import rawaio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from types import FrameType
 
 _PACKAGE = str(Path(rawaio.__file__).parent)
@@ -225,7 +225,7 @@ class Striker:
 
 
 @contextmanager
-def _drops() -> Iterator[None]:
+def _drops() -> Generator[None]:
     """What strikes in a `__del__` the interpreter itself reports and drops, whoever wrote it.
 
     No fixture, for pytest before 8.4 sets a hook of its own between the fixtures and the test.

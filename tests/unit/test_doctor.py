@@ -356,7 +356,7 @@ def test_mounts_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(_path, "open", refuse, raising=False)
-    assert _path._mount(0) is None
+    assert _path.mount_of(0) is None
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_what_kills_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("io_setup", "io_destroy", "io_submit", "io_getevents", "io_cancel", "statx"):
         monkeypatch.setattr(syscalls, name, never)
     monkeypatch.setattr(os, "eventfd", never)
-    fatal = dict.fromkeys(NAMES, "SIGSYS")
+    fatal: dict[str, str] = {name: "SIGSYS" for name in NAMES}  # noqa: C420 - Literals as keys
     calls, _ = _facts.try_calls(fatal)
     assert calls == tuple(
         Call(name, False, "SIGSYS", "the process is killed (seccomp)", fatal=True) for name in NAMES
