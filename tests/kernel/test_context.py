@@ -156,6 +156,44 @@ def test_a_submit_that_waits_for_room_sleeps_until_something_completes(
     assert requests(ctx.drain()) == polls
 
 
+def test_a_submit_that_waits_for_room_sleeps_although_something_has_completed(
+    monkeypatch: pytest.MonkeyPatch, make: _Make, pipes: _Pipes
+) -> None:
+    """What it has collected is for the next reap, and no reason to look again and again."""
+    ctx = make(nr_events=1, max_pending=1)
+    four = pipes(4)
+    polls = [pipe.poll() for pipe in four]
+    ctx.submit(polls[0])
+    ctx.submit(polls[1])
+    unfired = iter(four)
+    sleeper(ctx, lambda: next(unfired).fire())
+    ctx.submit(polls[2])
+    make_room, looks = ctx._make_room, iter(range(10))
+
+    def counted(n: int) -> None:
+        assert next(looks, None) is not None, "it does not sleep"
+        make_room(n)
+
+    monkeypatch.setattr(ctx, "_make_room", counted)
+    ctx.submit(polls[3])
+    assert ctx.statistics().waits == 2
+    for pipe in unfired:
+        pipe.fire()
+    assert requests(ctx.drain()) == polls
+
+
+def test_a_submit_to_a_full_section_does_not_wait_for_what_is_done_at_once(
+    make: _Make, null: int
+) -> None:
+    ctx = make(nr_events=1, max_pending=2)
+    some, more = [_write(null), _write(null)], [_write(null), _write(null)]
+    with ctx.plugged():
+        ctx.submit(*some)
+        ctx.submit(*more)
+        assert ctx.statistics().waits == 0
+    assert requests(ctx.drain()) == some + more
+
+
 @pytest.mark.parametrize(("nr_events", "n"), [(1, 1), (2, 2), (2, 5)])
 def test_a_submit_does_not_wait_when_there_is_just_enough_room(
     make: _Make, pipes: _Pipes, nr_events: int, n: int

@@ -9,7 +9,7 @@ import pytest
 
 import rawaio
 from rawaio import Request
-from tests.context_support import LIMIT_S, Pipe, sleeper
+from tests.context_support import LIMIT_S, Pipe, results, sleeper
 
 
 def _write(fd: int) -> Request:
@@ -90,3 +90,16 @@ def test_eagain_with_something_in_flight_waits_for_that(
     sleeper(ctx, pipe.fire)
     assert {c.result() for c in ctx.reap(min_nr=2)} == {1}
     assert ctx.statistics().completed == 2
+
+
+def test_what_is_behind_a_cancelled_one_is_offered_at_once(
+    monkeypatch: pytest.MonkeyPatch, ctx: rawaio.IOContext, null: int
+) -> None:
+    """It may have been that one which the kernel would not take."""
+    _short_of_memory(monkeypatch, ctx, 1)
+    first, second = _write(null), _write(null)
+    ctx.submit(first, second)
+    assert ctx.statistics().in_queue == 2
+    assert ctx.cancel(first)
+    assert ctx.statistics().in_queue == 0
+    assert sorted(results(ctx.reap(min_nr=2))) == [-errno.ECANCELED, 1]

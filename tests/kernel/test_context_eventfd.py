@@ -138,6 +138,42 @@ def test_a_part_of_the_count_that_somebody_else_took_hides_nothing(
         assert requests(ctx.process_completions()) == submitted
 
 
+def test_a_count_that_somebody_else_took_is_never_made_up_for(null: int) -> None:
+    """What is counted later may be what is known already, and vouches for nothing new."""
+    with new_context("counted") as ctx:
+        if not ctx._counted:
+            pytest.skip(f"the ring cannot be read: {ctx.why_not_ring}")
+        ctx.submit(_write(null))
+        assert os.eventfd_read(ctx.fileno()) == 1
+        assert results(ctx.process_completions()) == [1]
+        for _ in range(2):
+            ctx.submit(_write(null))
+            assert results(ctx.process_completions()) == [1]
+        assert (ctx.statistics().ring_reaps, ctx.statistics().syscall_reaps) == (0, 3)
+
+
+def test_what_io_getevents_has_brought_comes_before_what_is_in_the_ring(
+    monkeypatch: pytest.MonkeyPatch, null: int
+) -> None:
+    """Although an exception from outside kept it from being taken over."""
+    with new_context("counted") as ctx:
+        if not ctx._counted:
+            pytest.skip(f"the ring cannot be read: {ctx.why_not_ring}")
+        brought, later = [_write(null) for _ in range(3)], _write(null)
+        ctx.submit(*brought)
+        assert os.eventfd_read(ctx.fileno()) == 3
+
+        def interrupted(self: object, n: int) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(ctx._by_syscall), "columns", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ctx.reap()
+        ctx.submit(later)
+        assert requests(ctx.reap(min_nr=4, timeout=LIMIT_S)) == [*brought, later]
+
+
 def test_a_nudge_vouches_for_no_event(pipe: Pipe, null: int) -> None:
     """Where the ring is believed as far as the eventfd has counted."""
     with new_context("counted") as ctx:
@@ -256,6 +292,27 @@ def test_what_max_nr_leaves_of_what_came_between_look_and_wait(
     assert requests(ctx.reap(min_nr=1, max_nr=1)) == polls[:1]
     assert readable(ctx)
     assert requests(ctx.process_completions()) == polls[1:]
+
+
+def test_what_another_thread_collects_between_look_and_wait(
+    ctx: rawaio.IOContext, pipes: _Pipes
+) -> None:
+    """It has found no waiter to tell of it, and the eventfd says nothing any more."""
+    pipe, silent = pipes(2)
+    poll = pipe.poll()
+    ctx.submit(poll, silent.poll())
+    wait = ctx._wait
+
+    def come(timeout: float | None, *, collecting: bool = False) -> None:
+        pipe.fire()
+        wait_readable(ctx)
+        ctx._fetch(ctx._done, None)  # as a submit that needs room does
+        ctx._kernel.reset()
+        wait(timeout, collecting=collecting)
+
+    ctx._wait = come  # type: ignore[method-assign]
+    assert requests(ctx.reap(min_nr=1, timeout=LIMIT_S)) == [poll]
+    assert ctx.statistics().waits == 0
 
 
 # -- events that nobody asked for ------------------------------------------------------------------
