@@ -748,7 +748,7 @@ class File:
                         view, offset, flags, start, min(start + _PIECE, end), once=once
                     )
                 if cut < stop:
-                    await self._write_twin(view[cut - offset :], cut, flags, cut - offset)
+                    await self._write_twin(view, offset, flags, cut - offset, once=once)
                 return
             finally:
                 self.lock.release(hold)
@@ -780,13 +780,16 @@ class File:
             raise
         self.give_slot(slot)
 
-    async def _write_twin(self, view: memoryview, offset: int, flags: int, before: int) -> None:
+    async def _write_twin(
+        self, view: memoryview, offset: int, flags: int, before: int, *, once: bool
+    ) -> None:
         """Write through the page cache where the file ends; held. before: written already."""
 
         def write() -> None:
             if self._twin is None:
                 self._twin = buffered_twin(self.descriptor)
-            write_whole(self._twin, [view], offset, flags, before=before)
+            rest = [view[before:]]
+            write_whole(self._twin, rest, offset + before, flags, before=before, once=once)
 
         await self._call(write)
 
