@@ -491,7 +491,7 @@ class Write(Transfer):
         if res < 0:
             self._failed(request, -res, done)
             return
-        if res == 0 or self._once:
+        if res == 0 or (self._once and res < request.nbytes):
             self._failed(request, errno.ENOSPC, done)
             return
         start = self.file.round_down(self.offset + done) - self.offset
