@@ -756,7 +756,11 @@ class File:
     async def _write_piece(
         self, view: memoryview, offset: int, flags: int, start: int, stop: int, *, once: bool
     ) -> None:
-        """Write whole blocks, from start to stop, that view covers but for their edges; held."""
+        """Write whole blocks, from start to stop, that view covers but for their edges; held.
+
+        Raises:
+            OSError: says how much of view was written, by this piece and those before.
+        """
         end = offset + len(view)
         slot = self.take_slot(stop - start)
         block = self._block
@@ -767,7 +771,11 @@ class File:
             edges.append(stop - block)
         for edge in edges:
             part = slot.buffer[edge - start : edge - start + block]
-            got = await self.read_direct(part, edge)
+            try:
+                got = await self.read_direct(part, edge)
+            except OSError as error:  # it says how much was read
+                set_written(error, max(start - offset, 0))
+                raise
             part[got:] = bytes(block - got)  # behind the end of the file
         here, there = max(offset, start), min(end, stop)
         slot.buffer[here - start : there - start] = view[here - offset : there - offset]
