@@ -1023,6 +1023,7 @@ class File:
 
     async def hold(self, lock: RangeLock, start: int, stop: int, *, exclusive: bool = True) -> Hold:
         """Wait for a range; release it by `RangeLock.release`."""
+        self.driver.admit()
         waiter = self.driver.waiter()
         hold = lock.acquire(start, stop, exclusive=exclusive, granted=partial(self._grant, waiter))
         if not hold.granted:

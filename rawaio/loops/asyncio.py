@@ -122,6 +122,7 @@ class AsyncioDriver(Driver):
 
     def waiter(self) -> Waiter:
         """See `Driver`. Replaced by the loop's method when attached."""
+        self._check()
         raise RuntimeError("the driver is not attached to a loop")
 
     def check_running(self) -> None:
