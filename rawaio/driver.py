@@ -858,9 +858,12 @@ def _retire(owned: list[Owned], workers: Workers) -> None:
     for one in owned:
         if one.closed:
             continue
+        if not threading.main_thread().is_alive():
+            _close(one)  # the program ends, and waits for no more threads
+            continue
         try:
             threading.Thread(target=_close, args=(one,), name="rawaio close").start()
-        except RuntimeError:  # the interpreter ends, and starts no threads any more
+        except RuntimeError:  # no more threads
             _close(one)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ def test_refused(
         driver.attach(second)
     for call in _calls(file):
         with pytest.raises(RuntimeError, match="belongs to the event loop|not attached to a loop"):
-            run(call, first)
+            run(call(), first)
     driver.attach(first)
     run(_closed(file), first)
     run(_closed(other), second)
@@ -264,15 +264,15 @@ def test_refused(
         driver.attach(first)
 
 
-def _calls(file: File) -> list[Any]:
+def _calls(file: File) -> list[Callable[[], Any]]:
     return [
-        file.pread(_BLOCK, 0),
-        file.preadinto(bytearray(5), 0),
-        file.pwrite(bytes(5), 0),
-        file.append(b"x"),
-        file.fsync(),
-        file.truncate(5),
-        file.allocate(0, 5),
-        file.close(),
-        anext(file.stream()),
+        lambda: file.pread(_BLOCK, 0),
+        lambda: file.preadinto(bytearray(5), 0),
+        lambda: file.pwrite(bytes(5), 0),
+        lambda: file.append(b"x"),
+        file.fsync,
+        lambda: file.truncate(5),
+        lambda: file.allocate(0, 5),
+        file.close,
+        lambda: anext(file.stream()),
     ]
