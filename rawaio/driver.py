@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -47,6 +48,7 @@ __all__ = ["Call", "Driver", "Operation", "Phase", "Plug", "Waiter", "perform"]
 # transfer inside io_submit, which takes 0.1 to 0.6 ms a MiB.
 _TURN_BYTES: Final = 4 << 20
 _NOWAIT: Final = int(RWF.NOWAIT)
+_PACKAGE: Final = os.path.join(os.path.dirname(__file__), "")
 # How many sizes of reads scratch views are kept for.
 _SIZES: Final = 256
 # Answers from the page cache between two turns of the loop, in all and for one task alone. One
@@ -847,8 +849,13 @@ def _warn_once(denied: OSError) -> None:
     if denied.errno not in _warned:
         _warned.add(denied.errno or 0)
         why = " ".join([str(denied), *getattr(denied, "__notes__", ())])
+        level = 1
+        while sys._getframe(level).f_code.co_filename.startswith(_PACKAGE):
+            level += 1
         warnings.warn(
-            f"no native AIO here, threads are used instead: {why}", RuntimeWarning, stacklevel=4
+            f"no native AIO here, threads are used instead: {why}",
+            RuntimeWarning,
+            stacklevel=level + 1,
         )
 
 
