@@ -475,10 +475,11 @@ class Driver:
             self._call_soon(self._again)
             raise
 
-    def requeue(self, operation: Operation, request: Request, *, offloaded: bool) -> None:
+    def requeue(self, operation: Operation, request: Request | None, *, offloaded: bool) -> None:
         """Have an operation go on with another request, or with the same one in a thread.
 
-        For `Operation.completed`, which is not repeated once this has been done.
+        None: with its first one. For `Operation.completed`, which is not repeated once this has
+        been done. It goes before those that wait, for they have no memory yet, and it may have.
         """
         if not offloaded and not self._soon:
             self._call_soon(self._flush)
@@ -489,7 +490,7 @@ class Driver:
             (setattr, operation, "offloaded", offloaded),
             (self._started.pop, operation.request, None),
             (self._performing.discard, operation),
-            ((self._heavy if offloaded else self._waiting).append, operation),
+            ((self._heavy if offloaded else self._waiting).appendleft, operation),
         )
 
     def call(

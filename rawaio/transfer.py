@@ -343,6 +343,17 @@ class BouncedRead(_Read):
         self._slot: Slot | None = None
         file.under_way.add(self)
 
+    def _offload(self) -> None:
+        slot = self._slot
+        if slot is None or slot.request is not self.request:
+            super()._offload()
+            return
+        # Nothing has been read: what waits for a thread holds no memory.
+        self.file.threaded += 1
+        self.driver.requeue(self, None, offloaded=True)
+        self.view = self._slot = None
+        self.file.give_slot(slot)
+
     @property
     def wanted_bytes(self) -> int:
         """How many bytes are asked for."""
