@@ -101,11 +101,15 @@ def share(offsets: list[int], operations: int, workers: int) -> list[Iterator[in
 
 
 def run_in_loop(main: Callable[[], Coroutine[object, object, _T]], loop: str) -> _T:
-    """`asyncio.run` on one of `LOOPS`."""
-    factory = None
+    """`asyncio.run` on one of `LOOPS`, or on rawaio's "polling" loop."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if loop == "uvloop":
         import uvloop
 
         factory = uvloop.new_event_loop
+    elif loop == "polling":
+        from rawaio.loops.polling import polling_loop
+
+        factory = polling_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import rawaio
-from benchmarks import asyncio_reads, files, heartbeat, null_requests
+from benchmarks import asyncio_reads, direct_reads, files, harness, heartbeat, null_requests
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +142,32 @@ def test_the_heart_beats_beside_the_rival(blocks: Path) -> None:
 def test_a_short_piece_is_an_error() -> None:
     with pytest.raises(OSError, match="1 bytes instead of 1048576"):
         heartbeat.check(1)
+
+
+@pytest.mark.parametrize("name", direct_reads.WAYS)
+@pytest.mark.parametrize("depth", [1, 8])
+def test_direct_programs_read_and_count(blocks: Path, name: str, depth: int) -> None:
+    run = direct_reads.work(name, blocks, depth, 0.01, "asyncio")
+    assert run.operations >= 1
+    assert run.wall_s >= 0.01
+    assert run.cpu_s > 0
+
+
+def test_a_direct_program_runs_on_its_own(blocks: Path) -> None:
+    command = direct_reads.own_command("rawaio/File.pread", blocks, 8, 0.01, "asyncio")
+    run = direct_reads.own_run(harness.output_of([command[0], "-W", "error", *command[1:]]))
+    assert run.operations >= 1
+
+
+@pytest.mark.parametrize("name", direct_reads.FIO)
+def test_fio_reads_and_counts(blocks: Path, name: str) -> None:
+    if shutil.which("fio") is None:
+        pytest.skip("fio is not installed")
+    run = direct_reads.fio_run(harness.output_of(direct_reads.fio_command(name, blocks, 8, 0.05)))
+    assert run.operations >= 1
+    assert run.wall_s > 0
+
+
+def test_a_short_direct_read_is_an_error() -> None:
+    with pytest.raises(OSError, match="1 bytes instead of 4096"):
+        direct_reads.check(1)

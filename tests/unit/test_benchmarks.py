@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import asyncio_reads, files, harness, heartbeat, null_requests
+from benchmarks import asyncio_reads, direct_reads, files, harness, heartbeat, null_requests
 from benchmarks.harness import Program, ProgramError, Ratio
 
 # -- the harness ---------------------------------------------------------------------------------
@@ -444,3 +444,113 @@ def test_heartbeat_tells_what_failed(
     monkeypatch.setattr(heartbeat, "measure", measure)
     assert heartbeat.main([]) == 1
     assert capsys.readouterr().err == "heartbeat: cold/rawaio: status 1\n"
+
+
+# -- direct_reads --------------------------------------------------------------------------------
+
+
+def test_fio_is_understood() -> None:
+    job = {
+        "job_runtime": 2000,
+        "usr_cpu": 10.0,
+        "sys_cpu": 15.0,
+        "read": {"runtime": 1000, "total_ios": 50_000},
+    }
+    run = direct_reads.fio_run("fio: a warning\n" + json.dumps({"jobs": [job]}))
+    assert run == direct_reads.Run(50_000, 1.0, 0.5)
+    assert (run.iops, run.cpu_us) == (50_000, 10.0)
+
+
+def test_direct_programs_are_run_by_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
+    found, missing = direct_reads.find_cells(Path("blocks"), 0.3, "asyncio")
+    assert missing == []
+    assert len({(cell.name, cell.depth) for cell in found}) == len(found)
+    for cell in found:
+        command = list(cell.command)
+        if cell.name.startswith("fio/"):
+            assert {"--readonly", "--filename=blocks", "--runtime=300ms"} <= set(command)
+            assert f"--iodepth={cell.depth}" in command
+        else:
+            depth = str(cell.depth)
+            assert command[-6:] == ["--work", cell.name, "blocks", depth, "0.3", "asyncio"]
+    assert {cell.depth for cell in found if cell.name == "rawaio/File.pread_many"} == {128}
+    assert {cell.depth for cell in found if cell.name == "fio/batches"} == {8, 32, 128}
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    found, missing = direct_reads.find_cells(Path("blocks"), 0.3, "asyncio")
+    assert missing == ["fio: not installed"]
+    assert not any(cell.name.startswith("fio/") for cell in found)
+
+
+def test_direct_reads_are_compared_with_the_way_of_fio_that_reads_most() -> None:
+    def runs(*iops: int) -> list[direct_reads.Run]:
+        return [direct_reads.Run(n, 1.0, 1.0) for n in iops]
+
+    by_name = {
+        "rawaio/File.pread": runs(900, 1000),
+        "fio/default": runs(10, 5000),
+        "fio/batches": runs(3000, 4000),
+        "threads/os.preadv": runs(500, 500),
+    }
+    fio, threads = direct_reads.compare({1: {}, 32: by_name})
+    assert (fio.depth, fio.name, fio.rival) == (32, "rawaio/File.pread", "fio/batches")
+    assert fio.iops.median == pytest.approx(0.275)
+    assert fio.cpu.median == pytest.approx((3000 / 900 + 4) / 2)
+    assert (fio.verdict, threads.verdict) == ("BELOW", "")
+    assert [direct_reads.judge(ratio, 32) for ratio in (0.9, 0.95, 1.0)] == [
+        "BELOW",
+        "within",
+        "aim",
+    ]
+
+
+def test_what_has_read_nothing_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = direct_reads.Cell("x", 1, ["x"], direct_reads.own_run)
+    run = direct_reads.Run(1, 1.0, 0.5)
+    output = json.dumps({"operations": 1, "wall_s": 1.0, "cpu_s": 0.5})
+    monkeypatch.setattr(harness, "output_of", lambda command: output)
+    assert direct_reads.measure([cell], 2)[1] == {"x": [run, run]}
+    output = json.dumps({"operations": 0, "wall_s": 1.0, "cpu_s": 0.5})
+    with pytest.raises(ProgramError, match="x at depth 1 has read nothing"):
+        direct_reads.measure([cell], 2)
+
+
+@pytest.mark.parametrize("loop", files.LOOPS)
+def test_direct_reads_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: str
+) -> None:
+    def measure(
+        cells: Sequence[direct_reads.Cell], rounds: int
+    ) -> dict[int, dict[str, list[direct_reads.Run]]]:
+        run = direct_reads.Run(1000, 0.5, 0.01)
+        return {1: {cell.name: [run] * rounds for cell in cells}, 8: {}}
+
+    monkeypatch.setattr(direct_reads, "measure", measure)
+    monkeypatch.setattr(direct_reads, "QUICK_FILE_NBYTES", 1 << 20)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
+    file = tmp_path / "report.json"
+    options = ["--quick", "--folder", str(tmp_path), "--json", str(file)]
+    assert direct_reads.main(options + ["--uvloop"] * (loop == "uvloop")) == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert (report["benchmark"], report["loop"]) == ("direct_reads", loop)
+    assert report["runs"]["1"]["rawaio/File.pread"][0]["operations"] == 1000
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "rawaio/File.pread has 1.00 times the IOPS of fio/default at 1.00 times the processor time"
+        "   aim"
+    ) in lines
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_direct_reads_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*arguments: object) -> None:
+        raise ProgramError("fio: status 1")
+
+    monkeypatch.setattr(direct_reads, "measure", measure)
+    monkeypatch.setattr(direct_reads, "QUICK_FILE_NBYTES", 1 << 20)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    assert direct_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "direct_reads: fio: status 1\n"
