@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import rawaio
-from benchmarks import asyncio_reads, direct_reads, files, harness, heartbeat, null_requests
+from benchmarks import (
+    asyncio_reads,
+    direct_reads,
+    files,
+    harness,
+    heartbeat,
+    null_requests,
+    system_calls,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,3 +179,29 @@ def test_fio_reads_and_counts(blocks: Path, name: str) -> None:
 def test_a_short_direct_read_is_an_error() -> None:
     with pytest.raises(OSError, match="1 bytes instead of 4096"):
         direct_reads.check(1)
+
+
+@pytest.mark.parametrize("name", system_calls.NAMES)
+def test_what_is_counted_reads_what_it_should(
+    monkeypatch: pytest.MonkeyPatch, blocks: Path, name: str
+) -> None:
+    if "/caio/" in name:
+        pytest.importorskip("caio.linux_aio")
+    found: list[bytes] = []
+    monkeypatch.setattr(system_calls, "check", found.append)
+    system_calls.work(name, blocks, 130)
+    assert [len(data) for data in found] == [system_calls.NBYTES] * 130
+    offsets = files.random_offsets(1 << 20)[:130]
+    assert [data[:8] for data in found] == [files.expected(offset) for offset in offsets]
+
+
+def test_system_calls_are_counted(blocks: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    try:
+        few, many = (system_calls.count(system_calls.NAMES[0], blocks, n) for n in (10, 74))
+    except harness.ProgramError as error:
+        pytest.skip(f"strace cannot trace here: {error}")
+    assert many.total() - few.total() >= 64
+    with pytest.raises(OSError, match="1 bytes instead of 4096"):
+        system_calls.check(b"x")

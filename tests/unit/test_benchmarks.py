@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import asyncio_reads, direct_reads, files, harness, heartbeat, null_requests
+from benchmarks import (
+    asyncio_reads,
+    direct_reads,
+    files,
+    harness,
+    heartbeat,
+    null_requests,
+    system_calls,
+)
 from benchmarks.harness import Program, ProgramError, Ratio
 
 # -- the harness ---------------------------------------------------------------------------------
@@ -554,3 +563,65 @@ def test_direct_reads_tells_what_failed(
     monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
     assert direct_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "direct_reads: fio: status 1\n"
+
+
+# -- system_calls --------------------------------------------------------------------------------
+
+SUMMARY = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 61.51    0.001234           1      1000           preadv2
+ 38.49    0.000772           3       257         2 epoll_wait
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.002006           1      1257         2 total
+"""
+
+
+def test_a_summary_of_strace_is_understood() -> None:
+    assert system_calls.parse(SUMMARY) == {"preadv2": 1000, "epoll_wait": 257}
+    with pytest.raises(ValueError, match="not a summary"):
+        system_calls.parse("strace: Process 1 attached")
+
+
+def test_system_calls_of_starting_do_not_count() -> None:
+    few = Counter({"read": 500, "preadv2": 100, "mmap": 90})
+    many = Counter({"read": 500, "preadv2": 1100, "mmap": 90, "epoll_wait": 2000, "brk": 0})
+    assert system_calls.per_operation(few, many, 1000) == {"epoll_wait": 2.0, "preadv2": 1.0}
+    assert list(system_calls.per_operation(few, many, 1000)) == ["epoll_wait", "preadv2"]
+
+
+def test_system_calls_writes_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def count(name: str, path: Path, operations: int) -> Counter[str]:
+        assert "/caio/" not in name
+        return Counter({"io_submit": operations})
+
+    monkeypatch.setattr(system_calls, "count", count)
+    monkeypatch.setattr(system_calls, "FILE_NBYTES", 1 << 20)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/strace")
+    monkeypatch.setattr(harness, "version_of", lambda package, version: "not installed")
+    file = tmp_path / "report.json"
+    assert system_calls.main(["--folder", str(tmp_path), "--json", str(file)]) == 0
+    report = json.loads(file.read_text("utf-8"))
+    assert report["calls"]["direct/rawaio/gather"] == {"io_submit": 1.0}
+    lines = capsys.readouterr().out.splitlines()
+    assert "direct/rawaio/gather        1.00   io_submit 1" in lines
+    assert lines[-1] == "missing: caio: not installed"
+
+
+def test_system_calls_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert system_calls.main([]) == 1
+    assert capsys.readouterr().err == "system_calls: strace is not installed\n"
+
+    def measure(path: Path) -> None:
+        raise ProgramError("strace: status 1")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/strace")
+    monkeypatch.setattr(system_calls, "measure", measure)
+    monkeypatch.setattr(system_calls, "FILE_NBYTES", 1 << 20)
+    assert system_calls.main(["--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "system_calls: strace: status 1\n"
