@@ -426,6 +426,9 @@ class Driver:
             else:
                 self._context = context
                 self.owned.append(context)
+                # Anew: at the end of the program the newest goes first, before the context's.
+                self._finalizer.detach()
+                self._finalizer = weakref.finalize(self, _retire, self.owned, self._workers)
                 self._watch(context.fileno(), self._on_readable)
         if self._denied is not None:
             if required:
@@ -452,6 +455,11 @@ class Driver:
             self.check_running()
         if self.refusal is not None:
             self._check()
+
+    @property
+    def admitted(self) -> bool:
+        """Whether `admit` was passed in this turn of the loop, and would be in this thread."""
+        return self._soon and self.refusal is None
 
     def begin(self, operation: Operation) -> None:
         """Have an operation submitted in the loop's next turn, or with a full batch."""

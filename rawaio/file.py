@@ -391,10 +391,10 @@ class File:
         if self._geometry is not None:
             operation = BouncedRead(self, nbytes, offset)
             driver = self.driver
-            if operation.offloaded or driver.refusal is not None or driver.thread != get_ident():
-                operation.begin()
-            else:
+            if driver.admitted and not operation.offloaded and driver.thread == get_ident():
                 driver.begin(operation)
+            else:
+                operation.begin()
             data: bytes = await operation.waiter
         else:
             memory = bytearray(nbytes)
