@@ -47,6 +47,46 @@ def calls() -> None:
     syscalls.io_setup()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
+def many(ctx: IOContext, fd: int, out: bytearray, read_only: bytes) -> None:
+    assert_type(ctx.pread_many(fd, [0, 4096], 4096), bytearray)
+    assert_type(ctx.pread_many(fd, array("q", [0]), 4096, out), int)
+    assert_type(ctx.pwrite_many(fd, range(0, 8, 4), read_only), int)
+    ctx.pread_many(fd, ["0"], 4096)  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    assert_type(rawaio.BulkError({}, 1, 1).counts, dict[int, int])
+
+
+async def files(path: Path, buffer: bytearray, read_only: bytes) -> None:
+    async with rawaio.open(path, "r+", direct="prefer", engine="aio") as f:
+        assert_type(f, rawaio.File)
+    f = await rawaio.open(3, closefd=False)
+    assert_type(await f.pread(1, 0), bytes)
+    assert_type(await f.preadinto(buffer, 0), int)
+    assert_type(await f.preadv([buffer, memoryview(buffer)], 0, zero_fill=True), int)
+    assert_type(await f.pwrite(read_only, 0, dsync=True), int)
+    assert_type(await f.pwritev([read_only, buffer], 0), int)
+    assert_type(await f.append(read_only), int)
+    assert_type(await f.pread_many([0], 1), bytearray)
+    assert_type(await f.pread_many([0], 1, buffer), int)
+    assert_type(await f.pwrite_many([0], read_only, 1), int)
+    async for chunk in f.stream(0, None, chunk_size=4096, depth=2):
+        assert_type(chunk, bytes)
+    with f.plugged():
+        pass
+    assert_type(f.size, int)
+    assert_type(f.statistics().threaded, int)
+    await f.fsync()
+    await f.fdatasync()
+    await f.truncate(0)
+    await f.allocate(0, 1)
+    await f.close()
+    await rawaio.shutdown()
+
+    await rawaio.open(path, direct="maybe")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await rawaio.open(path, engine="uring")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await f.pwrite("text", 0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await f.pread(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
 def requests(fd: int, file: BinaryIO, pages: mmap, read_only: bytes) -> None:
     buffer = rawaio.aligned_buffer(4096, alignment=512)
     assert_type(Request.pread(fd, buffer, 0), Request)
