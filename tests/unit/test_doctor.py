@@ -447,7 +447,7 @@ def test_what_kills_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("io_setup", "io_destroy", "io_submit", "io_getevents", "io_cancel", "statx"):
         monkeypatch.setattr(syscalls, name, never)
     monkeypatch.setattr(os, "eventfd", never)
-    fatal: dict[str, str] = {name: "SIGSYS" for name in NAMES}  # noqa: C420 - Literals as keys
+    fatal: dict[str, str] = dict.fromkeys(NAMES, "SIGSYS")
     calls, _ = _facts.try_calls(fatal)
     assert calls == tuple(
         Call(name, False, "SIGSYS", "the process is killed (seccomp)", fatal=True) for name in NAMES
