@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 import rawaio
 from rawaio import Completion, Request
+from rawaio import context as context_module
 from tests.context_support import (
     LIMIT_S,
     Pipe,
@@ -502,3 +504,33 @@ def test_a_callback_of_a_bad_request_that_submits_for_ever(ctx: rawaio.IOContext
         assert readable(ctx)
     left[0] = 1
     assert len(ctx.drain()) == 1
+
+
+@pytest.mark.parametrize("callbacks", [False, True])
+def test_what_an_interrupted_reap_keeps_for_the_next_one_is_still_under_way(
+    monkeypatch: pytest.MonkeyPatch, ctx: rawaio.IOContext, null: int, callbacks: bool
+) -> None:
+    """It could be submitted again else, and its old completion be taken for the new one."""
+    submitted = [_write(null), _write(null)]
+    if callbacks:
+        submitted[0].callback = submitted[1].callback = lambda _: None
+    ctx.submit(*submitted)
+
+    def interrupted(mark: Callable[..., object], *arguments: object) -> object:
+        result = mark(*arguments)
+        if submitted[0].state is rawaio.State.COMPLETED:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        for name in ("complete", "complete_one"):
+            mark = getattr(context_module, name)
+            patch.setattr(context_module, name, partial(interrupted, mark))
+        with pytest.raises(KeyboardInterrupt):
+            ctx.reap(min_nr=2)
+    assert [request.state for request in submitted] == [rawaio.State.IN_FLIGHT] * 2
+    with pytest.raises(rawaio.BusyError):
+        ctx.submit(submitted[0])
+    assert requests(ctx.reap(min_nr=2)) == submitted
+    assert ctx.submit(*submitted) == 2
+    assert requests(ctx.drain()) == submitted
