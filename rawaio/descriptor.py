@@ -81,13 +81,14 @@ def parse_mode(mode: str) -> Mode:
 class Descriptor:
     """An open file's number. Requests refer to it: it stays open while they are under way."""
 
-    __slots__ = ("__weakref__", "_fd", "_name", "_owned", "_pid")
+    __slots__ = ("__weakref__", "_fd", "_name", "_owned", "_pid", "_right")
 
     def __init__(self, fd: int, name: object, *, owned: bool = True) -> None:
         self._fd = fd
         self._name = name
         self._owned = owned
         self._pid = os.getpid()
+        self._right = [True]
 
     def fileno(self) -> int:
         """The number; -1 when closed."""
@@ -96,7 +97,12 @@ class Descriptor:
     def close(self) -> None:
         """Close it, unless that was done, or it is the caller's. Can block."""
         fd, self._fd = self._fd, -1
+        # Of two threads that come here one takes it. Not a lock: a forked child could find it held.
         if fd >= 0 and self._owned:
+            try:
+                self._right.pop()
+            except IndexError:
+                return
             os.close(fd)
 
     def __del__(self) -> None:

@@ -280,6 +280,8 @@ class File:
         #: Operations that wait or are under way.
         self.under_way: set[object] = set()
         self._last: list[Waiter] = []
+        # Whether who called close was cancelled: then the last operation closes the file.
+        self._left = False
         self._reads = self._writes = self._cached = self._unaligned = 0
         self.continued = self.threaded = 0
         self.read_patience, self.write_patience = Patience(), Patience()
@@ -930,7 +932,8 @@ class File:
     async def close(self) -> None:
         """Wait for what is under way, and close the file, in a thread. Idempotent.
 
-        In a forked child it closes the child's descriptor, and waits for nothing.
+        Cancelled, it ends at once, and the file is closed when nothing is under way any more. In a
+        forked child it closes the child's descriptor, and waits for nothing.
 
         Raises:
             OSError: of close(2): EIO, ENOSPC of writes that were not synced.
@@ -941,18 +944,28 @@ class File:
             driver.check_running()
         self._closing = True
         self._reads_cached = self._writes_cached = False
-        while self.under_way and not isinstance(driver.refusal, ForkedError):
-            waiter = driver.waiter()
-            self._last.append(waiter)
-            await waiter
+        try:
+            while self.under_way and not isinstance(driver.refusal, ForkedError):
+                waiter = driver.waiter()
+                self._last.append(waiter)
+                await waiter
+            descriptors = self._disown()
+            if descriptors:
+                await driver.last_call(partial(close_all, descriptors))
+        except OSError:
+            raise
+        except BaseException:
+            self._left = True
+            self.ended(None)
+            raise
+
+    def _disown(self) -> list[Descriptor]:
+        """What there is to close, when nothing is under way; nothing new is."""
         if self._fd >= 0:
             self._shared.direct -= self.direct and self._mode.writable
         self._fd = -1
         self._slots.clear()
-        # Kept until they are closed: cancelled before a thread has begun, the next close does it.
-        descriptors = [d for d in (self._twin, self.descriptor) if d and d.fileno() >= 0]
-        if descriptors:
-            await driver.last_call(partial(close_all, descriptors))
+        return [d for d in (self._twin, self.descriptor) if d and d.fileno() >= 0]
 
     async def __aenter__(self) -> Self:
         return self
@@ -1003,6 +1016,9 @@ class File:
     def ended(self, operation: object) -> None:
         """An operation is not under way any more. May be repeated."""
         self.under_way.discard(operation)
+        if self._left and not self.under_way:
+            self._left = False
+            self.driver.dispose(partial(close_all, self._disown()))
         if self._last and not self.under_way:
             last, self._last = self._last, []
             for waiter in last:
