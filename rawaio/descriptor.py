@@ -94,6 +94,10 @@ class Descriptor:
         """The number; -1 when closed."""
         return self._fd
 
+    def own(self) -> None:
+        """Close it from now on."""
+        self._owned = True
+
     def close(self) -> None:
         """Close it, unless that was done, or it is the caller's. Can block."""
         fd, self._fd = self._fd, -1
@@ -133,6 +137,8 @@ class OpenedFile:
     device_size: int | None  # of a block device, which does not change
     #: Whether the edges of unaligned writes can be read.
     edges_readable: bool
+    #: Whether the descriptor is the caller's, and closed with the file that is made of it.
+    given: bool = False
 
 
 def open_file(
@@ -148,12 +154,14 @@ def open_file(
     Raises: as `rawaio.open` says.
     """
     descriptor, is_direct = (
-        _adopt(path, mode, direct=direct, closefd=closefd)
+        _adopt(path, mode, direct=direct)
         if isinstance(path, int)
         else _open_path(path, mode, direct=direct, opener=opener)
     )
     try:
-        return _look_at(descriptor, path, mode, direct, is_direct)
+        found = _look_at(descriptor, path, mode, direct, is_direct)
+        found.given = isinstance(path, int) and closefd
+        return found
     except BaseException:
         descriptor.close()
         raise
@@ -221,7 +229,7 @@ def _opened(
     return Descriptor(fd, name)
 
 
-def _adopt(fd: int, mode: Mode, *, direct: bool | str, closefd: bool) -> tuple[Descriptor, bool]:
+def _adopt(fd: int, mode: Mode, *, direct: bool | str) -> tuple[Descriptor, bool]:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     access = flags & os.O_ACCMODE
     if mode.text[0] != "r":
@@ -237,7 +245,7 @@ def _adopt(fd: int, mode: Mode, *, direct: bool | str, closefd: bool) -> tuple[D
         )
     if direct is False and has:
         raise ValueError(f"descriptor {fd} was opened with O_DIRECT; use direct=True")
-    return Descriptor(fd, fd, owned=closefd), has
+    return Descriptor(fd, fd, owned=False), has  # refused, it stays the caller's
 
 
 def _look_at(
