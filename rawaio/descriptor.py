@@ -163,7 +163,7 @@ def open_file(
         found.given = isinstance(path, int) and closefd
         return found
     except BaseException:
-        descriptor.close()
+        _refuse(descriptor, path, mode, opener)
         raise
 
 
@@ -185,12 +185,39 @@ def _open_path(
             raise
         descriptor = _opened(name, flags & ~os.O_RDWR | os.O_WRONLY, opener)
     try:
+        if opener is not None:
+            _check_access(descriptor.fileno(), mode, writes_alone=not mode.readable)
         return descriptor, _set_direct(descriptor.fileno(), direct)
     except BaseException:
-        descriptor.close()
-        if mode.text[0] == "x":
-            os.unlink(name)  # it was not there before
+        _refuse(descriptor, path, mode, opener)
         raise
+
+
+def _refuse(
+    descriptor: Descriptor,
+    path: int | str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    mode: Mode,
+    opener: Callable[[str | bytes, int], int] | None,
+) -> None:
+    """Leave nothing behind of what was opened and turned out to be of no use."""
+    # What an opener has made of a name, and where, only it knows.
+    if mode.text[0] == "x" and opener is None and not isinstance(path, int):
+        try:
+            os.unlink(path)  # it was not there before
+        except FileNotFoundError:
+            pass
+    descriptor.close()
+
+
+def _check_access(fd: int, mode: Mode, *, writes_alone: bool = False) -> int:
+    """The flags of a descriptor that somebody else opened; ValueError when they do not fit."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    access = flags & os.O_ACCMODE
+    if (access == os.O_WRONLY and not writes_alone) or (mode.writable and access == os.O_RDONLY):
+        raise ValueError(f"mode {mode.text!r} is not what descriptor {fd} is open for")
+    if flags & os.O_APPEND and mode.writable:
+        raise ValueError(f"descriptor {fd} has O_APPEND, with which writes have no offset")
+    return flags
 
 
 def _set_direct(fd: int, direct: bool | str) -> bool:
@@ -230,15 +257,9 @@ def _opened(
 
 
 def _adopt(fd: int, mode: Mode, *, direct: bool | str) -> tuple[Descriptor, bool]:
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    access = flags & os.O_ACCMODE
     if mode.text[0] != "r":
         raise ValueError(f'a descriptor is opened with "r" or "r+", not {mode.text!r}')
-    if access == os.O_WRONLY or (mode.writable and access == os.O_RDONLY):
-        raise ValueError(f"mode {mode.text!r} is not what descriptor {fd} is open for")
-    if flags & os.O_APPEND and mode.writable:
-        raise ValueError(f"descriptor {fd} has O_APPEND, with which writes have no offset")
-    has = bool(flags & os.O_DIRECT)
+    has = bool(_check_access(fd, mode) & os.O_DIRECT)
     if direct is True and not has:
         raise ValueError(
             f'descriptor {fd} was opened without O_DIRECT; use direct="prefer" or direct=False'
