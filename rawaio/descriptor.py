@@ -295,10 +295,18 @@ def _look_at(
         mode=mode,
         geometry=geometry,
         nowait=_knows_nowait(fd, geometry) if readable else True,
-        identity=(status.st_dev, status.st_ino, status.st_rdev),
-        device_size=os.lseek(fd, 0, os.SEEK_END) if block_device else None,
+        # One device has as many nodes as one likes.
+        identity=((0, 0, status.st_rdev) if block_device else (status.st_dev, status.st_ino, 0)),
+        device_size=_device_size(fd) if block_device else None,
         edges_readable=readable,
     )
+
+
+def _device_size(fd: int) -> int:
+    place = os.lseek(fd, 0, os.SEEK_CUR)  # the caller's, if it is his descriptor
+    size = os.lseek(fd, 0, os.SEEK_END)
+    os.lseek(fd, place, os.SEEK_SET)
+    return size
 
 
 def _not_a_file(path: Path, mode: int) -> OSError:
