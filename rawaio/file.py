@@ -145,9 +145,10 @@ def open(
 
     mode: "r", "r+", "w" (made or cut to nothing), "w+", "x" (made; it must not exist), "x+"; a "b"
     may be there. path: of the file, or a descriptor, which is closed with the file unless
-    closefd=False, and is left open when this raises. direct: True, with O_DIRECT; False, through the page cache; "prefer", as True
-    where the file system can, else as False. engine: "aio", native AIO or an error; "threads";
-    "auto", native AIO, or threads with one RuntimeWarning where io_setup says ENOSYS or EPERM.
+    closefd=False, and is left open when this raises. direct: True, with O_DIRECT; False, through
+    the page cache; "prefer", as True where the file system can, else as False. engine: "aio",
+    native AIO or an error; "threads"; "auto", native AIO, or threads with one RuntimeWarning where
+    io_setup says ENOSYS or EPERM.
     opener: as of the built-in open.
 
     Does not block the event loop.
