@@ -571,6 +571,7 @@ class Driver:
             if not self._plugs:
                 self._turn(reset=False, collect=False)
         except BaseException:
+            self._soon = False
             self._call_soon(self._again)
             raise
 
@@ -614,6 +615,7 @@ class Driver:
             self._retrying = False
             self._turn(reset=False, collect=True)
         except BaseException:
+            self._retrying = False
             self._call_soon(self._again)
             raise
 

@@ -150,7 +150,7 @@ class Slot:
 
 
 class _FileOperation(Operation):
-    """An operation of a file, which counts it from its making to its end."""
+    """An operation of a file, which counts it from its beginning to its end."""
 
     __slots__ = ("file", "offloaded")
 
@@ -158,7 +158,6 @@ class _FileOperation(Operation):
         super().__init__(file.driver, nbytes)
         self.file = file
         self.offloaded = offloaded
-        file.under_way.add(self)
 
     def begin(self) -> None:
         """Give it to the driver.
@@ -168,6 +167,7 @@ class _FileOperation(Operation):
         """
         try:
             self.driver.admit()
+            self.file.under_way.add(self)
             self._enqueue()
         except BaseException:
             self.withdraw()
@@ -341,7 +341,6 @@ class BouncedRead(_Read):
         self._target = target
         self._again = 0
         self._slot: Slot | None = None
-        file.under_way.add(self)
 
     def _offload(self) -> None:
         slot = self._slot
@@ -556,7 +555,6 @@ class FileCall(Call):
         super().__init__(file.driver, function)
         self._file = file
         file.threaded += 1
-        file.under_way.add(self)
 
     def begin(self) -> None:
         """Give it to the driver.
@@ -566,6 +564,7 @@ class FileCall(Call):
         """
         try:
             self.driver.admit()
+            self._file.under_way.add(self)
             self.driver.offload(self)
         except BaseException:
             self.withdraw()
