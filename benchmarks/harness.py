@@ -13,6 +13,7 @@ virtual machines do to a run only ever adds to it.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import platform
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "best",
     "compare",
     "cpu_seconds",
+    "environment",
     "in_turn",
     "machine",
     "output_of",
@@ -50,6 +53,7 @@ __all__ = [
 
 # The shorter run tells what starting costs; all else that it does only adds to the noise.
 _SHORTER: Final = 8
+_NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
 
 
 class ProgramError(Exception):
@@ -91,6 +95,15 @@ class Rival:
     ratios: dict[str, Ratio]  # by the name of rawaio's way
 
 
+@cache
+def environment() -> dict[str, str]:
+    """What programs are run with: ours, and a place for bytecode, or each would compile anew."""
+    folder = tempfile.TemporaryDirectory(prefix="rawaio-benchmark-")
+    atexit.register(folder.cleanup)
+    kept = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
+    return {**kept, "PYTHONPYCACHEPREFIX": folder.name}
+
+
 def output_of(command: Sequence[str]) -> str:
     """Run a command to its end; what it printed.
 
@@ -99,7 +112,12 @@ def output_of(command: Sequence[str]) -> str:
         OSError: it cannot be started.
     """
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
     )
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
@@ -117,7 +135,11 @@ def cpu_seconds(command: Sequence[str]) -> float:
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(),
         ) as process,
     ):
         try:

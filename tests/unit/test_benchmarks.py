@@ -129,6 +129,15 @@ def test_what_a_program_prints() -> None:
         harness.output_of(command)
 
 
+def test_programs_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    harness.environment.cache_clear()
+    program = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    one, other = (harness.output_of([sys.executable, "-S", "-c", program]) for _ in range(2))
+    assert one == other
+    assert one.split() == ["False", harness.environment()["PYTHONPYCACHEPREFIX"]]
+
+
 def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
     assert harness.version_of("x", "1.0") is None
