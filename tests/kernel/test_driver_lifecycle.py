@@ -200,7 +200,7 @@ async def _left_in_flight(fuse: FuseServer) -> weakref.ref[object]:
     file = await rawaio.open(fuse.path("file"), "r+", engine="aio")
     fuse.hold()
     view = rawaio.aligned_buffer(_BLOCK)
-    tasks: set[asyncio.Future[object]] = set()
+    tasks: set[asyncio.Future[Any]] = set()
     for call in (file.pread(_BLOCK, 0), file.preadinto(view, 0), file.pwrite(view, 2 * _BLOCK)):
         tasks.add(asyncio.ensure_future(call))
     await asyncio.to_thread(fuse.wait_held, 3)
@@ -346,7 +346,7 @@ def test_forked_child(path: Path, direct: bool) -> None:
         with gated(file.driver) as gate:
             gate.hold()
             view = rawaio.aligned_buffer(_BLOCK)
-            tasks = [
+            tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(file.pwrite(_DATA[:_BLOCK], 0, dsync=True)),
                 asyncio.create_task(file.truncate(len(_DATA))),
                 asyncio.create_task(file.preadinto(view, 0)),

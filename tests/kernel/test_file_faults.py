@@ -56,8 +56,7 @@ def aligned(data: bytes) -> memoryview:
 
 
 def written(error: OSError) -> int:
-    nbytes: int = error.characters_written  # type: ignore[attr-defined]
-    return nbytes
+    return int(getattr(error, "characters_written"))  # noqa: B009 - typeshed has it elsewhere
 
 
 async def turns(n: int = 20) -> None:
