@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
     from typing import TextIO
 
-    from rich.progress import Progress as RichProgress
-
 __all__ = [
     "BenchError",
     "Cell",
@@ -816,31 +814,15 @@ def render_json(report: Report) -> str:
 
 
 class Progress:
-    """What is going on, on a terminal; nothing elsewhere.
-
-    A bar where rich is installed (the extra "cli"), else one line of text.
-    """
+    """One line that says what is going on, on a terminal; nothing elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._on = stream.isatty()
         self._shown = ""
-        self._bar: RichProgress | None = None
-        if self._on:
-            try:
-                from rich.console import Console
-                from rich.progress import Progress as RichBar
-            except ImportError:
-                return
-            self._bar = RichBar(console=Console(file=stream), transient=True)
-            self._bar.add_task("", total=1.0)
-            self._bar.start()
 
     def show(self, doing: str, share: float) -> None:
-        """Replace what is shown. share: of the work that is done, 0 to 1."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=doing, completed=share)
-            return
+        """Replace the line. share: of the work that is done, 0 to 1."""
         text = f"{share:4.0%} {doing}"
         if self._on and text != self._shown:
             self._stream.write(f"\r\x1b[K{text}")
@@ -848,10 +830,7 @@ class Progress:
             self._shown = text
 
     def clear(self) -> None:
-        """Take it away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Take the line away."""
         if self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

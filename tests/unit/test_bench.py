@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -372,19 +371,7 @@ class Terminal(StringIO):
         return True
 
 
-def test_progress_is_a_bar_where_rich_is_installed() -> None:
-    pytest.importorskip("rich", reason="rich, of the extra cli, is not installed")
-    terminal = Terminal()
-    progress = bench.Progress(terminal)
-    progress.show("depth 8, os.preadv", 0.5)
-    progress.clear()
-    progress.clear()
-    assert "depth 8, os.preadv" in terminal.getvalue()
-    assert "50%" in terminal.getvalue()
-
-
-def test_progress_is_a_line_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rich.console", None)
+def test_progress_is_a_line_on_a_terminal() -> None:
     terminal = Terminal()
     progress = bench.Progress(terminal)
     progress.clear()
