@@ -800,7 +800,11 @@ class File:
 
         def write() -> None:
             if self._twin is None:
-                self._twin = buffered_twin(self.descriptor)
+                try:
+                    self._twin = buffered_twin(self.descriptor)
+                except OSError as error:
+                    set_written(error, before)
+                    raise
             rest = [view[before:]]
             write_whole(self._twin, rest, offset + before, flags, before=before, once=once)
 
@@ -1114,6 +1118,8 @@ class File:
             else:
                 self._reads_cached = False
             return
+        if writing:
+            set_written(error, 0)
         error.add_note(f"of {self!r}")
         raise error
 
