@@ -56,7 +56,9 @@ def aligned(data: bytes) -> memoryview:
 
 
 def written(error: OSError) -> int:
-    return int(getattr(error, "characters_written"))  # noqa: B009 - typeshed has it elsewhere
+    assert hasattr(error, "characters_written")
+    nbytes: int = getattr(error, "characters_written")  # noqa: B009 - typeshed knows it not
+    return nbytes
 
 
 async def turns(n: int = 20) -> None:
@@ -413,6 +415,43 @@ def test_the_limit_of_a_file_s_size(
             assert await file.pread(n, 0) == data[:n]
             assert [written(error) for error in failures[1:3]] == [0, 0]
             assert file.size <= limit
+
+    runner.run(within(main()))
+
+
+def test_a_cached_write_that_fails_says_that_nothing_was_written(
+    runner: asyncio.Runner, xfs: Path
+) -> None:
+    # xfs takes buffered writes at once, without a thread.
+    path = xfs / "file"
+    path.write_bytes(bytes(BLOCK))
+
+    async def main() -> None:
+        async with rawaio.open(path, "r+", direct=False) as file:
+            await file.pwrite(b"x", 0)
+            with file_size_limit(BLOCK), pytest.raises(OSError) as caught:
+                await file.pwrite(b"x", BLOCK)
+            assert caught.value.errno == errno.EFBIG
+            assert written(caught.value) == 0
+
+    runner.run(within(main()))
+
+
+def test_without_the_second_descriptor_the_whole_blocks_are_written(
+    runner: asyncio.Runner, ext4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buffered_twin(descriptor: object) -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr("rawaio.file.buffered_twin", buffered_twin)
+    data = pattern(3 * BLOCK + 5)
+
+    async def main() -> None:
+        async with rawaio.open(ext4 / "file", "x+") as file:
+            with pytest.raises(OSError, match="too many") as caught:
+                await file.pwrite(data, 0)
+            assert written(caught.value) == 3 * BLOCK
+            assert await file.pread(1 << 20, 0) == data[: 3 * BLOCK]
 
     runner.run(within(main()))
 
