@@ -476,8 +476,8 @@ class Driver:
 
     def offload(self, operation: Operation) -> None:
         """Have an operation that may block performed in a thread."""
-        self._heavy.append(operation)
         try:
+            self._heavy.append(operation)
             self._pump()
         except BaseException:
             self._call_soon(self._again)
