@@ -14,7 +14,7 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -122,7 +122,7 @@ def _lines(name: str) -> list[str]:
 
 
 @contextmanager
-def _struck(striker: Striker) -> Iterator[None]:
+def _struck(striker: Striker) -> Generator[None]:
     previous = sys.gettrace()
     sys.settrace(striker)
     try:
