@@ -7,7 +7,7 @@ import io
 import os
 import random
 from array import array
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import pytest
 
 import rawaio
 from rawaio import ClosedError, File, aligned_buffer
+from tests.context_support import LIMIT_S
 from tests.filesystems import FileSystem
 from tests.support import address_of
 
@@ -42,6 +43,13 @@ def pattern(nbytes: int, seed: int = 1) -> bytes:
 
 def misplaced(nbytes: int, by: int = 1) -> memoryview:
     return aligned_buffer(nbytes + by)[by:]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the others run until it is so."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110 - nothing tells when a lock is asked for
+            await asyncio.sleep(0)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -129,9 +137,10 @@ def test_holes_read_as_zeroes(runner: asyncio.Runner, filesystem: FileSystem, di
 
 
 def test_a_file_that_grows_while_its_end_is_read(
-    runner: asyncio.Runner, path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: asyncio.Runner, ext4_4k: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The block is asked for again from its start: from its middle the kernel would refuse.
+    path = ext4_4k / "file"
     data = pattern(8192)
     path.write_bytes(data[:5000])
     size_of = rawaio.file.size_of  # type: ignore[attr-defined]
@@ -143,11 +152,14 @@ def test_a_file_that_grows_while_its_end_is_read(
 
     async def main() -> None:
         async with rawaio.open(path) as file:
-            memory = aligned_buffer(8192)
-            monkeypatch.setattr("rawaio.file.size_of", grown)
-            assert await file.preadinto(memory, 0) == 8192
-            assert memory == data
-            assert file.statistics().continued == 1
+            for offset in (0, BLOCK):
+                path.write_bytes(data[:5000])
+                memory = aligned_buffer(8192 - offset)
+                with monkeypatch.context() as patch:
+                    patch.setattr("rawaio.file.size_of", grown)
+                    assert await file.preadinto(memory, offset) == 8192 - offset
+                assert memory == data[offset:]
+            assert file.statistics().continued == 2
 
     runner.run(main())
 
@@ -498,6 +510,57 @@ def test_direct_and_buffered_neighbours_lose_nothing(
 
     runner.run(main())
     assert path.read_bytes() == data[: 400 * 31].ljust(3 * BLOCK, b"\0")
+
+
+def test_buffered_writes_wait_for_direct_ones_as_far_as_the_cache_writes_back(
+    runner: asyncio.Runner, ext4: Path
+) -> None:
+    path = ext4 / "file"
+    path.write_bytes(bytes(3 * BLOCK))
+
+    async def main() -> None:
+        async with (
+            rawaio.open(path, "r+") as direct,
+            rawaio.open(path, "r+", direct=False) as buffered,
+        ):
+            # As of an aligned write that is under way.
+            hold = await direct.hold(direct.lock, 0, 512, exclusive=False)
+            acts = [
+                buffered.pwrite(b"x", 600),
+                buffered.append(b"y"),
+                buffered.pwrite_many([700, 2 * BLOCK], b"zz"),
+            ]
+            tasks = [asyncio.ensure_future(act) for act in acts]
+            await until(lambda: len(direct.lock) == 4)
+            assert sum(not one.granted for one in direct.lock._holds) == 3
+            direct.lock.release(hold)
+            await asyncio.gather(*tasks)
+            assert len(direct.lock) == 0
+            await direct.close()
+            assert await buffered.pwrite(b"x", 0) == 1
+
+    runner.run(main())
+
+
+def test_a_file_cut_before_the_write_of_its_end_begins_has_the_right_size(
+    runner: asyncio.Runner, ext4: Path
+) -> None:
+    path = ext4 / "file"
+    data = pattern(3 * BLOCK)
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with rawaio.open(path, "r+") as file:
+            hold = await file.hold(file.lock, 0, MAX_OFFSET)
+            write = asyncio.ensure_future(file.pwrite(b"x" * 100, 9000))
+            await until(lambda: len(file.lock) == 2)  # it has found a file that goes on behind it
+            os.truncate(path, 9050)
+            file.lock.release(hold)
+            await write
+            assert file.size == 9100
+
+    runner.run(main())
+    assert path.read_bytes() == data[:9000] + b"x" * 100
 
 
 @DIRECT
