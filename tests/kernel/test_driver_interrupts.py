@@ -195,7 +195,7 @@ def _answer(driver: Driver, way: str) -> None:
     def changed() -> None:
         for i, completion in enumerate(list(arrived)):
             request, res, res2 = completion
-            if id(completion) in seen or res < 512:
+            if id(completion) in seen or res < _BLOCK:
                 continue
             if way == "short":
                 res = 512  # a device's block; the rest is asked for
