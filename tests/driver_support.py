@@ -157,7 +157,7 @@ class Gate:
 
 
 @contextmanager
-def gated(driver: Driver) -> Generator[Gate]:
+def gated(driver: Driver) -> Generator[Gate, None, None]:
     gate = Gate(driver)
     try:
         yield gate

@@ -122,7 +122,7 @@ def _lines(name: str) -> list[str]:
 
 
 @contextmanager
-def _struck(striker: Striker) -> Generator[None]:
+def _struck(striker: Striker) -> Generator[None, None, None]:
     previous = sys.gettrace()
     sys.settrace(striker)
     try:
