@@ -79,7 +79,7 @@ _MAX_OFFSET: Final = (1 << 63) - 1
 # Up to this many bytes, what is cached is read into memory that is used again and again; and up to
 # this many it is copied in the loop's thread at all.
 _SCRATCH: Final = 1 << 16
-_AT_ONCE: Final = 1 << 20
+_AT_ONCE: Final = 1 << 18
 # Behind it, such a read could end beyond what there is.
 _LAST_OFFSET: Final = _MAX_OFFSET - _SCRATCH
 # Reads of up to this many bytes have their buffer kept for the next one, in all up to the second
@@ -415,6 +415,35 @@ class File:
         Without a copy where address, length and offset are aligned as `geometry` says. Cancelled,
         it ends when the kernel is done with buffer. Otherwise as `pread`.
         """
+        if self._reads_cached and 0 <= offset <= _MAX_OFFSET - _AT_ONCE:
+            driver = self.driver
+            if driver.thread != get_ident():
+                driver.check_running()
+            if driver.credit <= 0:
+                await driver.breathe()
+            view = writable(buffer)
+            if 0 < len(view) <= _AT_ONCE and self._reads_cached:
+                try:
+                    n = os.preadv(self._fd, (view,), offset, _NOWAIT)
+                except OSError as error:
+                    self._not_cached(error)
+                else:
+                    if n == len(view):
+                        driver.credit -= 1 + (n >> 13)
+                        self._cached += 1
+                        self._reads += 1
+                        return n
+        elif self._geometry is not None and not zero_fill:
+            view = writable(buffer)
+            nbytes, offset = self._checked(len(view), offset, self._mode.readable)
+            if 0 < nbytes <= MOST and not (nbytes | offset) & ~self.mask:
+                request = Request.pread(self.descriptor, view, offset, rw_flags=self.nowait_flag)
+                if self.is_aligned(request.address):
+                    operation = ReadInto(self, request, view)
+                    operation.begin()
+                    self._reads += 1
+                    done: int = await self.driver.settle(operation)
+                    return done
         return await self.preadv((buffer,), offset, zero_fill=zero_fill)
 
     async def preadv(
