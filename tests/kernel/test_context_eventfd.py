@@ -315,6 +315,27 @@ def test_what_another_thread_collects_between_look_and_wait(
     assert ctx.statistics().waits == 0
 
 
+def test_nobody_waits_for_what_another_has_taken_between_look_and_wait(
+    ctx: rawaio.IOContext, pipe: Pipe
+) -> None:
+    """It was the last, and so nothing would end the wait."""
+    poll = pipe.poll()
+    ctx.submit(poll)
+    wait = ctx._wait
+    taken: list[Completion] = []
+
+    def come(timeout: float | None, *, collecting: bool = False) -> None:
+        pipe.fire()
+        wait_readable(ctx)
+        taken.extend(ctx.process_completions())
+        wait(timeout, collecting=collecting)
+
+    ctx._wait = come  # type: ignore[method-assign]
+    assert ctx.reap(min_nr=1, timeout=LIMIT_S) == []
+    assert requests(taken) == [poll]
+    assert ctx.statistics().waits == 0
+
+
 # -- events that nobody asked for ------------------------------------------------------------------
 
 
