@@ -13,6 +13,8 @@ while nothing is exclusive, takes none.
 
 from __future__ import annotations
 
+from collections import deque
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +35,9 @@ class Hold:
         self.exclusive = exclusive
         self._granted = granted
         self._released = False
-        # How many earlier holds it waits for, and the later ones that wait for it.
-        self._blockers = 0
-        self._behind: list[Hold] = []
+        # The earlier holds that it waits for, and the later ones that wait for it.
+        self._blockers: set[Hold] = set()
+        self._behind: deque[Hold] = deque()
 
     @property
     def granted(self) -> bool:
@@ -62,7 +64,7 @@ class RangeLock:
     def __init__(self) -> None:
         # In the order in which they came; a dict, because a set has no order.
         self._holds: dict[Hold, None] = {}
-        self._exclusive = 0
+        self._exclusive: set[Hold] = set()
 
     def __len__(self) -> int:
         """How many holds are granted or waiting."""
@@ -91,36 +93,36 @@ class RangeLock:
             for other in self._holds:
                 if hold._conflicts(other):
                     other._behind.append(hold)
-                    hold._blockers += 1
-        self._exclusive += exclusive
+                    hold._blockers.add(other)
+        if exclusive:
+            self._exclusive.add(hold)
         self._holds[hold] = None
         return hold
 
     def release(self, hold: Hold) -> None:
         """Give the range back, or give up waiting for it; then call those who waited for it.
 
-        Releasing it again does nothing.
+        Releasing it again does nothing; after an exception from outside, what was left to do.
         """
-        if self._holds.pop(hold, hold) is hold:
-            return
         hold._released = True
-        self._exclusive -= hold.exclusive
-        ready: list[Hold] = []
-        for other in hold._behind:
-            other._blockers -= 1
-            if not other._blockers and not other._released:
-                ready.append(other)
-        hold._behind.clear()
-        for other in ready:
-            if other._granted is not None and not other._released:
-                other._granted()
+        self._holds.pop(hold, None)
+        self._exclusive.discard(hold)
+        behind = hold._behind
+        for other in list(behind):
+            other._blockers.discard(hold)
+        while behind:
+            other = behind[0]
+            if other.granted and other._granted is not None:
+                granted, other._granted = other._granted, None
+                granted()
+            behind.popleft()
 
     def _check(self) -> None:
         """Assert the laws, for tests."""
         holds = list(self._holds)
-        assert self._exclusive == sum(hold.exclusive for hold in holds)
+        assert self._exclusive == {hold for hold in holds if hold.exclusive}
         for i, hold in enumerate(holds):
             assert not hold._released
             earlier = [other for other in holds[:i] if hold._conflicts(other)]
-            assert hold._blockers == len(earlier)
+            assert hold._blockers == set(earlier)
             assert hold.granted == (not earlier)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -425,6 +426,8 @@ def test_ctrl_c_leaves_nothing(directory: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=slave,
+            # A shell's background job, and what it starts, ignores it.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         ) as process:
             os.close(slave)
             said = b""
