@@ -262,7 +262,7 @@ class BulkLane:
         self._job: Bulk | None = None
         self._expected = memoryview(array("q"))
         self._stretch = memoryview(array("q"))
-        self._stretch_start = -_STRETCH
+        self._stretch_start = 0
         self.io_submit_calls = 0
 
     # -- a whole job ------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class BulkLane:
         self._bytes[: _IOCB.size * n] = image * n
         # An event's res and res2, of operations that are whole.
         self._expected = memoryview(array("q", [job.nbytes]) * self.window)
-        self._stretch_start = -_STRETCH
+        self._stretch = self._stretch[:0]
 
     def submit(self, most: int | None = None) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.
@@ -355,16 +355,15 @@ class BulkLane:
         stop = 8 * n
         words[5:stop:8] = job.offsets[first : first + n]
         at = first - self._stretch_start
-        if at + n > _STRETCH:
+        if at + n > len(self._stretch):
             self._stretch_start = first
             at = 0
-            ramp, ones = _ramp(_STRETCH)
+            # Few lengths, because what is made of each is kept; beyond the last one none is used.
+            length = min(1 << (job.total - first - 1).bit_length(), _STRETCH)
+            ramp, ones = _ramp(length)
             column = ramp * job.nbytes + (job.address + first * job.nbytes) * ones
-            # Addresses are below 2**63; of what is beyond the last operation nothing is used.
-            size = 8 * _STRETCH
-            self._stretch = memoryview(
-                (column & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-            ).cast("q")
+            column &= (1 << 64 * length) - 1
+            self._stretch = memoryview(column.to_bytes(8 * length, "little")).cast("q")
         addresses = self._stretch[at : at + n]
         words[3:stop:8] = addresses
         words[0:stop:8] = addresses

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .blocking import read_whole, write_whole
 from .bulk import Bulk, BulkLane
-from .driver import Operation, Phase
 from .errors import BulkError, written
 from .memory import pin_source
+from .operation import Operation, Phase
 from .syscalls import Opcode
 from .transfer import LOST, FileCall, FileSide, Patience
 

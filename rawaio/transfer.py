@@ -19,9 +19,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from .driver import Call, Operation, Phase
 from .errors import ClosedError, set_written
 from .memory import aligned_buffer
+from .operation import Call, Operation, Phase
 from .request import Request
 from .syscalls import RWF
 

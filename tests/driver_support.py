@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 import rawaio
-from rawaio.driver import Driver, Operation
-from rawaio.file import _SLOTS
+from rawaio.driver import Driver
+from rawaio.handle import _SLOTS
+from rawaio.operation import Operation
 from rawaio.request import Request
 from tests.context_support import LIMIT_S
 

@@ -16,7 +16,8 @@ from threading import get_ident
 from types import AsyncGeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from ..driver import Driver, Operation, Phase, Waiter
+from ..driver import Driver
+from ..operation import Operation, Phase, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator

@@ -24,7 +24,8 @@ import pytest
 
 import rawaio
 from rawaio import File
-from rawaio.driver import Driver, Phase
+from rawaio.driver import Driver
+from rawaio.operation import Phase
 from rawaio.request import Completion
 from rawaio.transfer import BouncedRead, ReadInto, Write
 from tests.driver_support import check_at_rest, run, skip_unless_direct

@@ -42,7 +42,7 @@ def fuse() -> Iterator[FuseServer]:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rawaio.file._PIECE", 2 * BLOCK)
+    monkeypatch.setattr("rawaio.writing.PIECE", 2 * BLOCK)
 
 
 def pattern(nbytes: int, seed: int = 1) -> bytes:
@@ -324,7 +324,7 @@ def test_a_short_append_is_no_space_and_not_tried_again(
 def test_an_append_longer_than_a_request_is_whole(
     runner: asyncio.Runner, ext4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rawaio.file.MOST", 2 * BLOCK)
+    monkeypatch.setattr("rawaio.writing.MOST", 2 * BLOCK)
     monkeypatch.setattr("rawaio.transfer.MOST", 2 * BLOCK)
     data = pattern(5 * BLOCK)
 
@@ -443,7 +443,7 @@ def test_without_the_second_descriptor_the_whole_blocks_are_written(
     def buffered_twin(descriptor: object) -> None:
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr("rawaio.file.buffered_twin", buffered_twin)
+    monkeypatch.setattr("rawaio.writing.buffered_twin", buffered_twin)
     data = pattern(3 * BLOCK + 5)
 
     async def main() -> None:

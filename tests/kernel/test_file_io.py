@@ -143,7 +143,7 @@ def test_a_file_that_grows_while_its_end_is_read(
     path = ext4_4k / "file"
     data = pattern(8192)
     path.write_bytes(data[:5000])
-    size_of = rawaio.file.size_of  # type: ignore[attr-defined]
+    size_of = rawaio.handle.size_of  # type: ignore[attr-defined]
 
     def grown(descriptor: Any) -> int:
         path.write_bytes(data)
@@ -156,7 +156,7 @@ def test_a_file_that_grows_while_its_end_is_read(
                 path.write_bytes(data[:5000])
                 memory = aligned_buffer(8192 - offset)
                 with monkeypatch.context() as patch:
-                    patch.setattr("rawaio.file.size_of", grown)
+                    patch.setattr("rawaio.handle.size_of", grown)
                     assert await file.preadinto(memory, offset) == 8192 - offset
                 assert memory == data[offset:]
             assert file.statistics().continued == 2

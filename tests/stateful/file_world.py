@@ -164,9 +164,10 @@ class FileMachine(RuleBasedStateMachine):
     )
     def begin(self, small: bool, direct: bool, other: bool, engine: Engine) -> None:
         if small:  # long transfers are made of many, as those of gigabytes are
-            self.patch.setattr("rawaio.file._PIECE", 8192)
-            self.patch.setattr("rawaio.file._AT_ONCE", 8192)
-            self.patch.setattr("rawaio.file.MOST", 16384)
+            for module in ("reading", "writing"):
+                self.patch.setattr(f"rawaio.{module}.PIECE", 8192)
+                self.patch.setattr(f"rawaio.{module}.AT_ONCE", 8192)
+                self.patch.setattr(f"rawaio.{module}.MOST", 16384)
             self.patch.setattr("rawaio.transfer.MOST", 16384)
         self.path.unlink(missing_ok=True)
         self.open(direct, other, engine, "x")
