@@ -314,7 +314,7 @@ class BulkLane:
         self._bytes[: _IOCB.size * n] = image * n
         # An event's res and res2, of operations that are whole.
         self._expected = memoryview(array("q", [job.nbytes]) * self.window)
-        self._stretch = self._stretch[:0]
+        self._stretch, self._stretch_start = self._stretch[:0], 0
 
     def submit(self, most: int | None = None) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.

@@ -129,7 +129,13 @@ class Opening:
             raise
         if found.given:
             found.descriptor.own()
-        return File(driver, found, self._path, "aio" if has_aio else "threads", self._engine)
+        file = File(driver, found, self._path, "aio" if has_aio else "threads", self._engine)
+        try:
+            await file.settle_cached()
+        except BaseException:
+            file.forgo()
+            raise
+        return file
 
     def __await__(self) -> Generator[Any, None, File]:
         return self._opened().__await__()
@@ -236,7 +242,8 @@ class File(Writing):
         """
         nbytes, _ = self._checked(nbytes, 0, self._mode.writable)
         with self._counted():
-            hold = await self.hold(self.lock, nbytes & -FOLIO, MAX_OFFSET)
+            # The block that the file ends in now is cleared through the page cache when it grows.
+            hold = await self.hold(self.lock, min(nbytes, self.size) & -FOLIO, MAX_OFFSET)
             try:
                 await self._call(partial(truncate, self.descriptor, nbytes))
             finally:
@@ -255,7 +262,7 @@ class File(Writing):
         if not nbytes:
             raise ValueError("nbytes must be 1 at least")
         with self._counted():
-            hold = await self.hold(self.lock, offset & -FOLIO, MAX_OFFSET)
+            hold = await self.hold(self.lock, min(offset, self.size) & -FOLIO, MAX_OFFSET)
             try:
                 await self._call(partial(allocate, self.descriptor, offset, nbytes))
             finally:

@@ -257,6 +257,20 @@ class Handle:
         self._slots.clear()
         return [d for d in (self._twin, self.descriptor) if d and d.fileno() >= 0]
 
+    async def settle_cached(self) -> None:
+        """Wait for what is being written through the page cache of a file that was just opened.
+
+        Those writes keep away from each other's bytes only; from now on they keep away from direct
+        ones too.
+        """
+        if self.direct and self._mode.writable and len(self.lock):
+            self.lock.release(await self.hold(self.lock, 0, MAX_OFFSET))
+
+    def forgo(self) -> None:
+        """Close a file that nobody has seen, in a thread."""
+        self._closing = True
+        self.driver.dispose(partial(close_all, self._disown()))
+
     def ended(self, operation: object) -> None:
         """An operation is not under way any more. May be repeated."""
         self.under_way.discard(operation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from functools import partial
@@ -194,7 +195,13 @@ class Reading(Handle):
             if self._are_aligned(views, offset, request):
                 operation = Vector(self, request)
                 operation.begin()
-                done: int = await self.driver.settle(operation)
+                try:
+                    done: int = await self.driver.settle(operation)
+                except OSError as error:
+                    # So some file systems say that there is nothing behind the end.
+                    if error.errno == errno.EINVAL and offset >= self.size:
+                        return 0
+                    raise
                 if done in (0, total) or offset + done >= self.size:
                     return done
                 self.continued += 1

@@ -256,6 +256,15 @@ def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
         assert context.closed is False
 
 
+def test_one_lane_for_jobs_of_all_sizes(fd: int, content: bytes) -> None:
+    """What one job left behind is of no use to the next."""
+    with rawaio.IOContext(16) as context:
+        for count in (3000, 5, 1, 1025, 1024, 17, 16, 2047, 2):
+            out = context.pread_many(fd, range(count), 9)
+            assert out == b"".join(content[i : i + 9] for i in range(count))
+        assert len(context._lanes) == 1
+
+
 # -- files under asyncio ---------------------------------------------------------------------------
 
 

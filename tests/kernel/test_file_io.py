@@ -542,6 +542,76 @@ def test_buffered_writes_wait_for_direct_ones_as_far_as_the_cache_writes_back(
     runner.run(main())
 
 
+def test_a_direct_file_is_open_when_what_the_cache_was_being_given_is_there(
+    runner: asyncio.Runner, ext4: Path
+) -> None:
+    """Those writes began when there was no direct file to keep away from."""
+    path = ext4 / "file"
+    path.write_bytes(bytes(3 * BLOCK))
+
+    async def main() -> None:
+        async with rawaio.open(path, "r+", direct=False) as buffered:
+            hold = await buffered.hold_cached(0, 1)
+            assert not hold.exclusive
+            opening = asyncio.ensure_future(rawaio.open(path, "r+")._opened())
+            await until(lambda: len(buffered.lock) == 2)
+            reader = await rawaio.open(path)  # who does not write does not wait
+            await reader.close()
+            assert not opening.done()
+            buffered.lock.release(hold)
+            direct = await opening
+            assert (await buffered.hold_cached(0, 1)).exclusive
+            await direct.close()
+
+    runner.run(main())
+
+
+def test_opening_a_direct_file_can_be_cancelled_while_it_waits(
+    runner: asyncio.Runner, ext4: Path
+) -> None:
+    path = ext4 / "file"
+    path.write_bytes(bytes(3 * BLOCK))
+
+    async def main() -> None:
+        async with rawaio.open(path, "r+", direct=False) as buffered:
+            hold = await buffered.hold_cached(0, 1)
+            before = len(os.listdir("/proc/self/fd"))
+            opening = asyncio.ensure_future(rawaio.open(path, "r+")._opened())
+            await until(lambda: len(buffered.lock) == 2)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+            buffered.lock.release(hold)
+            again = await buffered.hold_cached(0, 1)
+            assert not again.exclusive
+            buffered.lock.release(again)
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("how", ["truncate", "allocate"])
+def test_a_file_grows_when_nobody_writes_the_block_it_ends_in(
+    runner: asyncio.Runner, ext4: Path, how: str
+) -> None:
+    path = ext4 / "file"
+    path.write_bytes(bytes(100))
+
+    async def main() -> None:
+        async with rawaio.open(path, "r+") as file:
+            hold = await file.hold(file.lock, 0, 512, exclusive=False)
+            far = 64 << 20
+            grow = file.truncate(far) if how == "truncate" else file.allocate(far, 4096)
+            growing = asyncio.ensure_future(grow)
+            await until(lambda: len(file.lock) == 2)
+            assert file.size == 100
+            file.lock.release(hold)
+            await growing
+            assert file.size >= far
+
+    runner.run(main())
+
+
 def test_a_file_cut_before_the_write_of_its_end_begins_has_the_right_size(
     runner: asyncio.Runner, ext4: Path
 ) -> None:
