@@ -141,8 +141,12 @@ class Handle:
         self._last: list[Waiter] = []
         # Whether who called close was cancelled: then the last operation closes the file.
         self._left = False
-        self._reads = self._writes = self._cached = self._unaligned = 0
-        self.continued = self.threaded = 0
+        self._reads: int = 0
+        self._writes: int = 0
+        self._cached: int = 0
+        self._unaligned: int = 0
+        self.continued: int = 0
+        self.threaded: int = 0
         self.read_patience, self.write_patience = Patience(), Patience()
 
     # -- what it is -----------------------------------------------------------------------------

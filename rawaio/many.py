@@ -120,8 +120,12 @@ class Lanes:
             self._watch(driver, lane)
         operation = BulkOperation(driver, lane, job)
         self._lanes[lane] = operation
-        operation.begin()
-        self._after(driver, lane, operation)
+        try:
+            operation.begin()
+        except Exception as error:  # noqa: BLE001 - its task has to know
+            self._broken(driver, lane, operation, error)
+        else:
+            self._after(driver, lane, operation)
         return operation
 
     def _watch(self, driver: Driver, lane: BulkLane) -> None:
@@ -134,8 +138,25 @@ class Lanes:
     def _step(self, lane: BulkLane) -> None:
         driver, operation = self._driver(), self._lanes.get(lane)
         if driver is not None and operation is not None:
-            operation.step()
-            self._after(driver, lane, operation)
+            try:
+                operation.step()
+            except Exception as error:  # noqa: BLE001 - its task has to know
+                self._broken(driver, lane, operation, error)
+            else:
+                self._after(driver, lane, operation)
+
+    def _broken(
+        self, driver: Driver, lane: BulkLane, operation: BulkOperation, error: Exception
+    ) -> None:
+        """Give up a lane; its job fails when the kernel has nothing of it any more."""
+        del self._lanes[lane]
+        driver._unwatch(lane.eventfd)
+
+        def close() -> None:
+            lane.close()
+            driver._call_threadsafe(partial(operation.fail, error))
+
+        driver.dispose(close)
 
     def _after(self, driver: Driver, lane: BulkLane, operation: BulkOperation) -> None:
         if operation.phase == Phase.FINISHED:

@@ -350,6 +350,32 @@ def test_files_let_others_run(path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("nth", [1, 3])
+def test_files_fail_where_a_lane_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """What nobody expects of a lane comes to the caller, and the next call has another lane."""
+    calls = 0
+    submit = BulkLane.submit
+
+    def fails(lane: BulkLane, most: int | None = None) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise RuntimeError("of all things")
+        return submit(lane, most)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False) as f:
+            with monkeypatch.context() as patch:
+                patch.setattr(BulkLane, "submit", fails)
+                with pytest.raises(RuntimeError, match="of all things"):
+                    await f.pread_many(range(1000), 16)
+            assert len(await f.pread_many(range(1000), 16)) == 16000
+
+    asyncio.run(main())
+
+
 def test_files_cancelled(tmp_path: Path) -> None:
     """Cancelled with reads held back by the server: it ends when the last in flight has."""
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 import rawaio
-from rawaio import ClosedError, File, aligned_buffer
+from rawaio import ClosedError, File, aligned_buffer, handle
 from tests.context_support import LIMIT_S
 from tests.filesystems import FileSystem
 from tests.support import address_of
@@ -143,7 +143,7 @@ def test_a_file_that_grows_while_its_end_is_read(
     path = ext4_4k / "file"
     data = pattern(8192)
     path.write_bytes(data[:5000])
-    size_of = rawaio.handle.size_of  # type: ignore[attr-defined]
+    size_of = handle.size_of  # type: ignore[attr-defined]
 
     def grown(descriptor: Any) -> int:
         path.write_bytes(data)
