@@ -14,7 +14,7 @@ import pytest
 
 import rawaio
 from rawaio import Request
-from rawaio.context import _live
+from rawaio.context import _forget, _live
 from rawaio.kernel import Kernel
 from tests.context_support import (
     LIMIT_S,
@@ -393,3 +393,18 @@ from tests.context_support import new_context
 held.append(new_context({kind!r}))
 """
     run_program(source)
+
+
+def test_a_context_in_the_place_of_an_old_one_is_not_forgotten_with_it() -> None:
+    """The collector tells of the old one late: its id is another's by then."""
+    with rawaio.IOContext(1) as ctx:
+        old = weakref.ref(threading.Event())
+        _forget(id(ctx), old)
+        child = os.fork()
+        if child == 0:
+            try:
+                ctx.submit()
+            except rawaio.ForkedError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
