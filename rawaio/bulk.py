@@ -223,6 +223,7 @@ class BulkLane:
         self.window = window
         self.signals = signals
         self._kernel = kernel = Kernel()
+        kernel.quiet = True  # its owner, a context or a driver, closes it
         self._finalizer = weakref.finalize(self, kernel.finalize)
         kernel.open(window)
         self.eventfd = kernel.eventfd

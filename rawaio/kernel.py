@@ -56,6 +56,7 @@ class Kernel:
         "keeps",
         "pid",
         "queue",
+        "quiet",
         "ring",
         "sources",
     )
@@ -67,6 +68,8 @@ class Kernel:
         self.ring: CompletionRing | None = None
         #: What completions are read from, under the queue's lock.
         self.sources: tuple[CompletionSource, ...] = ()
+        #: Whether somebody else complains when nobody has closed it.
+        self.quiet = False
         #: What the kernel may be reading or writing, where that is not the queue's.
         self.keeps: object = None
         # Set with the queue's lock held: from then on a nudge lasts, for all who are about to wait.
@@ -168,8 +171,7 @@ class Kernel:
         """For a context that nobody closed; never run before the kernel is done with its memory."""
         if self.pid != os.getpid():
             return
-        # One without a queue belongs to a context, which complains itself.
-        unclosed, in_flight = bool(self._cell[0] and self.queue is not None), 0
+        unclosed, in_flight = bool(self._cell[0]) and not self.quiet, 0
         if self.queue is not None:
             self.queue.refuse(ClosedError("the context was never closed, and is gone"))
             self.queue.dead = True
