@@ -85,6 +85,23 @@ def test_a_limit_of_one_is_allowed(name: str) -> None:
     assert getattr(SubmissionQueue(always(0), **limits), name) == 1
 
 
+def test_refused_between_the_look_and_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`push` looks first, for a forked child; and again when it has the lock."""
+    queue = SubmissionQueue(always(0), nr_events=7)
+    take = queue._take
+
+    def refused_first(requests: Sequence[Request], n: int) -> None:
+        queue.refuse(ClosedError("too late"))
+        take(requests, n)
+
+    monkeypatch.setattr(SubmissionQueue, "_take", staticmethod(refused_first))
+    requests = [Request.fsync(0), Request.fsync(0)]
+    with pytest.raises(ClosedError, match="too late"):
+        queue.push(requests)
+    assert queue.outstanding == queue.submitted == 0
+    assert {request.state for request in requests} == {State.NEW}
+
+
 def test_what_a_new_queue_says() -> None:
     queue = SubmissionQueue(always(0), nr_events=7)
     assert (queue.nr_events, queue.max_batch, queue.max_pending) == (7, 32, 16384)

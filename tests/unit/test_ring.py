@@ -179,6 +179,7 @@ def test_more_than_the_run_is_refused_and_nothing_changes(beyond: int) -> None:
         ring.commit,
         ring.decode,
         ring.columns,
+        ring.raw,
         ring.advance_and_peek,
     ]
     for call in calls:
