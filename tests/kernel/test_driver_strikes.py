@@ -139,6 +139,49 @@ def test_in_what_is_done_for_threads(
     run(main())
 
 
+def test_where_no_thread_can_be_started(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with rawaio.open(path, "r+") as file:
+            file.driver._workers = Workers()  # without the one that opened the file
+            with monkeypatch.context() as patch:
+                patch.setattr("threading.Thread.start", _no_threads)
+                with pytest.raises(RuntimeError, match="can't start"):
+                    await file.truncate(100)
+            assert file.size == len(DATA)
+            await file.truncate(100)
+            assert file.size == 100
+
+    run(main())
+
+
+def test_what_is_called_in_another_thread_does_nothing(path: Path) -> None:
+    """As what an old loop still had to call, while the new one runs elsewhere."""
+
+    async def main() -> None:
+        async with rawaio.open(path) as file:
+            driver = file.driver
+            await asyncio.sleep(0)
+            read = asyncio.create_task(file.pread(512, 0))
+            await asyncio.sleep(0)
+            for call in (driver._flush, driver._again, driver._retry, driver._on_performed):
+                await asyncio.to_thread(call)
+            assert await read == DATA[:512]
+
+    run(main())
+
+
+def test_after_a_shutdown_nothing_is_begun(path: Path) -> None:
+    async def main() -> None:
+        file = await rawaio.open(path)
+        driver = file.driver
+        await rawaio.shutdown()
+        with pytest.raises(rawaio.ClosedError):
+            driver.admit()
+        await file.close()
+
+    run(main())
+
+
 # -- the ends ------------------------------------------------------------------------------------
 
 
@@ -272,7 +315,7 @@ def test_lanes_move_with_their_driver(path: Path) -> None:
         assert await file.pread_many(range(0, 8192, 512), 512) == DATA[:8192]
 
     async def opened() -> rawaio.File:
-        file = await rawaio.open(path)
+        file = await rawaio.open(path, direct=False)
         await use(file)
         return file
 
