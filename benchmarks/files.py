@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import sys
 import tempfile
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
-
-# A plain checkout is enough.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rawaio
 
@@ -86,9 +82,9 @@ def drop_cache(path: Path) -> None:
         os.close(fd)
 
 
-def random_offsets(nbytes: int, n: int = 8192) -> list[int]:
+def random_offsets(nbytes: int, n: int = 8192, block: int = BLOCK) -> list[int]:
     """Offsets of whole blocks, at random, the same each time."""
-    return random.Random(1).choices(range(0, nbytes - BLOCK + 1, BLOCK), k=n)
+    return random.Random(1).choices(range(0, nbytes - block + 1, block), k=n)
 
 
 def share(offsets: list[int], operations: int, workers: int) -> list[Iterator[int]]:

@@ -1,56 +1,57 @@
-"""Paired measurements of processor time: programs take turns, and are compared round by round.
+"""Measuring: programs take turns, each in a process of its own.
 
-A program is run with two numbers of operations. What a longer run takes more than a shorter one is
-the time of the operations that it does more: start, imports and set-up cancel out. The shorter run
-that counts is the lowest of all rounds, or else its noise would make figures too low. Time is user
-and system time of the program and its children, as wait4(2) gives it, so that a program in C and
-one in Python are measured from outside by the same clock.
+There are two ways of taking a program's time:
 
-Ratios are taken within a round, where both ran under the same conditions, and their median counts.
-Beside it stands the ratio of the lowest figures of all rounds: what other programs and other
-virtual machines do to a run only ever adds to it.
+- `by_difference`: from outside, by the same clock for a program in C and one in Python. A program
+  is run with two numbers of operations, and what the longer run takes more is the time of the
+  operations that it does more: start, imports and set-up cancel out. The shorter run that counts is
+  the lowest of all rounds, or else its noise would make figures too low. Processor time is user and
+  system time of the program and its children, as wait4(2) gives it.
+- `by_report`: the program says itself what it did, in what time.
+
+A program that fails is left out from then on, and its reason told.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib.metadata
+import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-_T = TypeVar("_T")
+    from benchmarks.figures import Columns, Figures
+
+    _T = TypeVar("_T")
+    #: What one turn gave, by name.
+    Turn = Mapping[str, float]
 
 __all__ = [
-    "Program",
+    "Cell",
+    "Outcome",
     "ProgramError",
-    "Ratio",
-    "Rival",
-    "best",
-    "compare",
-    "cpu_seconds",
+    "Setting",
+    "Usage",
+    "by_difference",
+    "by_report",
     "environment",
     "in_turn",
-    "machine",
+    "measure",
     "output_of",
-    "render_machine",
-    "render_rival",
-    "render_seconds",
-    "run",
-    "say",
-    "version_of",
+    "own",
+    "usage_of",
 ]
 
-
+ROOT: Final = Path(__file__).resolve().parents[1]
 # The shorter run tells what starting costs; all else that it does only adds to the noise.
 _SHORTER: Final = 8
 _NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
@@ -61,47 +62,74 @@ class ProgramError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """Something to measure."""
+class Setting:
+    """How to measure."""
 
-    name: str
-    command: Callable[[int], Sequence[str]]  # from a number of operations
-    operations: int  # of the longer run
+    folder: Path  # where files are made
+    quick: bool = False
+    loop: str = "asyncio"
+    say: Callable[[str], object] = field(default=lambda text: None, compare=False)
 
-    @property
-    def shorter(self) -> int:
-        """Operations of the shorter run."""
-        return self.operations // _SHORTER
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """How many times the one takes what the other takes."""
-
-    lowest: float  # of all rounds
-    median: float
-    highest: float
-    of_lowest: float  # the one's lowest figure to the other's
+    def pick(self, quick: _T, full: _T) -> _T:
+        """The one or the other."""
+        return quick if self.quick else full
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """What rawaio is compared with."""
+class Usage:
+    """What a run took."""
 
+    wall_s: float
+    cpu_s: float
+
+
+def columns(turns: Sequence[Turn]) -> Columns:
+    """By metric, what each turn gave."""
+    return {metric: [turn[metric] for turn in turns] for metric in turns[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One program at one task."""
+
+    group: str
     name: str
-    stands_for_it: str  # its best configuration
-    budget: float | None  # of rawaio's figures: at most so many times the rival's
-    aim: float | None
-    ratios: dict[str, Ratio]  # by the name of rawaio's way
+    turn: Callable[[], Turn]
+    figures: Callable[[Sequence[Turn]], Columns] = columns
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a section found."""
+
+    figures: Figures = field(default_factory=dict[str, "dict[str, Columns]"])
+    missing: list[str] = field(default_factory=list[str])  # each with its reason
+    failed: bool = False  # one of rawaio's own is missing
+
+    def add(self, other: Outcome) -> None:
+        """Have all that another has, too."""
+        for group, names in other.figures.items():
+            self.figures.setdefault(group, {}).update(names)
+        self.missing += other.missing
+        self.failed = self.failed or other.failed
+
+
+# -- processes -----------------------------------------------------------------------------------
 
 
 @cache
 def environment() -> dict[str, str]:
-    """What programs are run with: ours, and a place for bytecode, or each would compile anew."""
+    """What programs are run with: ours, this checkout, and a place for bytecode of their own."""
     folder = tempfile.TemporaryDirectory(prefix="rawaio-benchmark-")
     atexit.register(folder.cleanup)
     kept = {name: value for name, value in os.environ.items() if name != _NO_BYTECODE}
-    return {**kept, "PYTHONPYCACHEPREFIX": folder.name}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "PYTHONPYCACHEPREFIX": folder.name}
+
+
+def own(module: str, **arguments: object) -> list[str]:
+    """The command that runs a module of `benchmarks.programs`."""
+    return [sys.executable, "-m", "benchmarks.programs", module, json.dumps(arguments)]
 
 
 def output_of(command: Sequence[str]) -> str:
@@ -125,13 +153,14 @@ def output_of(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def cpu_seconds(command: Sequence[str]) -> float:
-    """Run a command to its end; user and system time of it and of its children.
+def usage_of(command: Sequence[str]) -> Usage:
+    """Run a command to its end; the time of it and of its children.
 
     Raises:
         ProgramError: its exit status is not 0.
         OSError: it cannot be started.
     """
+    began = time.perf_counter()
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
@@ -147,16 +176,20 @@ def cpu_seconds(command: Sequence[str]) -> float:
         except BaseException:
             process.kill()
             raise
+        wall_s = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             said = output.read().decode(errors="replace").strip()
             raise ProgramError(f"{' '.join(command)}: status {process.returncode}\n{said}")
-        return usage.ru_utime + usage.ru_stime
+        return Usage(wall_s, usage.ru_utime + usage.ru_stime)
+
+
+# -- turns ---------------------------------------------------------------------------------------
 
 
 def per_operation(short_s: Sequence[float], long_s: Sequence[float], more: int) -> list[float]:
-    """Seconds for each of the operations that the longer runs did more, by round.
+    """Microseconds for each of the operations that the longer runs did more, by round.
 
     Raises:
         ProgramError: a longer run took no longer: too few operations to measure anything.
@@ -164,32 +197,49 @@ def per_operation(short_s: Sequence[float], long_s: Sequence[float], more: int) 
     start = min(short_s)
     if min(long_s) <= start:
         raise ProgramError(f"{more} more operations took no more than {start:.3f} s; measure more")
-    return [(seconds - start) / more for seconds in long_s]
+    return [1e6 * (seconds - start) / more for seconds in long_s]
 
 
-def run(
-    programs: Sequence[Program],
-    rounds: int,
-    measure: Callable[[Sequence[str]], float] = cpu_seconds,
-    say: Callable[[str], object] = lambda text: None,
-) -> dict[str, list[float]]:
-    """Seconds for each operation, by name and round. Each round begins with another program.
+def by_difference(
+    group: str,
+    name: str,
+    command: Callable[[int], Sequence[str]],
+    operations: int,
+    usage: Callable[[Sequence[str]], Usage] = usage_of,
+) -> Cell:
+    """A program that is run with two numbers of operations; cpu_us and wall_us."""
+    shorter = operations // _SHORTER
 
-    Raises:
-        ProgramError, OSError: a program failed.
-    """
-    short_s: dict[str, list[float]] = {program.name: [] for program in programs}
-    long_s: dict[str, list[float]] = {program.name: [] for program in programs}
-    for round_, program in in_turn(programs, rounds):
-        say(f"round {round_ + 1} of {rounds}: {program.name}")
-        short_s[program.name].append(measure(program.command(program.shorter)))
-        long_s[program.name].append(measure(program.command(program.operations)))
-    return {
-        program.name: per_operation(
-            short_s[program.name], long_s[program.name], program.operations - program.shorter
-        )
-        for program in programs
-    }
+    def turn() -> Turn:
+        short, long = usage(command(shorter)), usage(command(operations))
+        return {
+            "short_wall_s": short.wall_s,
+            "short_cpu_s": short.cpu_s,
+            "long_wall_s": long.wall_s,
+            "long_cpu_s": long.cpu_s,
+        }
+
+    def figures(turns: Sequence[Turn]) -> Columns:
+        by = columns(turns)
+        return {
+            f"{clock}_us": per_operation(
+                by[f"short_{clock}_s"], by[f"long_{clock}_s"], operations - shorter
+            )
+            for clock in ("cpu", "wall")
+        }
+
+    return Cell(group, name, turn, figures)
+
+
+def by_report(
+    group: str,
+    name: str,
+    command: Sequence[str],
+    read: Callable[[str], Turn] = json.loads,
+    output: Callable[[Sequence[str]], str] = output_of,
+) -> Cell:
+    """A program that prints its figures."""
+    return Cell(group, name, lambda: read(output(command)))
 
 
 def in_turn(things: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
@@ -200,80 +250,37 @@ def in_turn(things: Sequence[_T], rounds: int) -> Iterator[tuple[int, _T]]:
             yield round_, thing
 
 
-def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Ratios of one to the other, round by round.
-
-    Raises:
-        ValueError: not the same number of rounds, or none.
-    """
-    ratios = [a / b for a, b in zip(one, other, strict=True)]
-    if not ratios:
-        raise ValueError("no rounds")
-    return Ratio(
-        min(ratios), statistics.median(ratios), max(ratios), of_lowest=min(one) / min(other)
-    )
+def reason_of(error: Exception) -> str:
+    """Of all that a program said, the line that says why it failed."""
+    lines = str(error).splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
-def best(seconds: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
-    """Of several configurations of one program, the one with the lowest figure in any round."""
-    return min(names, key=lambda name: min(seconds[name]))
+def measure(
+    cells: Sequence[Cell], rounds: int, say: Callable[[str], object] = lambda text: None
+) -> Outcome:
+    """Run all in turn. What fails is missing, with the reason."""
+    outcome = Outcome()
+    turns: dict[Cell, list[Turn]] = {cell: [] for cell in cells}
 
+    def leave_out(cell: Cell, error: Exception) -> None:
+        outcome.missing.append(f"{cell.group}, {cell.name}: {reason_of(error)}")
+        outcome.failed = outcome.failed or cell.name.startswith("rawaio/")
 
-def machine() -> dict[str, object]:
-    """Where the figures come from."""
-    return {
-        "machine": platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load": os.getloadavg()[0],
-        "executable": os.path.basename(sys.executable),
-    }
-
-
-def version_of(package: str, wanted: str) -> str | None:
-    """Why an installed package is not the version to compare with; None when it is."""
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return f"not installed (pip install {package}=={wanted})"
-    return None if version == wanted else f"version {version} instead of {wanted}"
-
-
-# -- what a terminal shows -----------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Tell on a terminal what is going on."""
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr)
-
-
-def render_machine(where: Mapping[str, object]) -> str:
-    """One line about `machine`."""
-    return ", ".join(f"{key} {value}" for key, value in where.items())
-
-
-def render_seconds(title: str, seconds: Mapping[str, Sequence[float]], width: int) -> list[str]:
-    """A table of microseconds: by name the lowest, the median and the highest of all rounds."""
-    lines = ["", title, f"{'':{width}}   lowest   median  highest"]
-    for name, rounds in seconds.items():
-        figures = (min(rounds), statistics.median(rounds), max(rounds))
-        lines.append(f"{name:{width}}" + "".join(f"{1e6 * f:9.3f}" for f in figures))
-    return lines
-
-
-def render_rival(rival: Rival, width: int) -> list[str]:
-    """A table of ratios to a rival, with what becomes of the budget."""
-    title = f"times {rival.stands_for_it}"
-    if rival.budget is not None:
-        title += f" (at most {rival.budget}, aim {rival.aim})"
-    lines = ["", title, f"{'':{width}}   lowest   median  highest  of lowest"]
-    for name, ratio in rival.ratios.items():
-        times = (ratio.lowest, ratio.median, ratio.highest, ratio.of_lowest)
-        text = f"{name:{width}}" + "".join(f"{t:9.2f}" for t in times)
-        if rival.budget is not None and rival.aim is not None:
-            reached = "aim" if ratio.median <= rival.aim else "within"
-            text += "    " + ("OVER" if ratio.median > rival.budget else reached)
-        lines.append(text)
-    return lines
+    for round_, cell in in_turn(cells, rounds):
+        if cell not in turns:
+            continue
+        say(f"{cell.group}, round {round_ + 1} of {rounds}: {cell.name}")
+        try:
+            turns[cell].append(cell.turn())
+        except (ProgramError, OSError, ValueError, LookupError) as error:
+            leave_out(cell, error)
+            del turns[cell]
+    for cell, each in turns.items():
+        try:
+            figures: Columns = cell.figures(each)
+        except ProgramError as error:
+            leave_out(cell, error)
+        else:
+            outcome.figures.setdefault(cell.group, {})[cell.name] = figures
+    return outcome

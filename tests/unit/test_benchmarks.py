@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,66 +18,146 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import (
-    asyncio_reads,
-    direct_reads,
-    files,
-    harness,
-    heartbeat,
-    null_requests,
-    system_calls,
+    __main__ as command,
 )
-from benchmarks.harness import Program, ProgramError, Ratio
+from benchmarks import (
+    budgets,
+    charts,
+    comparison,
+    figures,
+    files,
+    fio,
+    harness,
+    machine,
+    render,
+    report,
+    rivals,
+)
+from benchmarks.figures import Figures, Spread
+from benchmarks.harness import Cell, Outcome, ProgramError, Setting, Usage
+from benchmarks.programs import asyncio_reads, heartbeat, null, watch
+from benchmarks.sections import null as null_section
+from benchmarks.sections import startup, system_calls
+from benchmarks.sections import writes as writes_section
 
 # -- the harness ---------------------------------------------------------------------------------
 
 
-def words(name: str, operations: int) -> list[str]:
-    return [name, str(operations)]
-
-
-def programs(*names: str) -> list[Program]:
-    return [Program(name, partial(words, name), 800) for name in names]
+def difference(
+    name: str, usage: Callable[[Sequence[str]], Usage], operations: int = 800, group: str = "g"
+) -> Cell:
+    return harness.by_difference(group, name, lambda n: [name, str(n)], operations, usage)
 
 
 def test_starting_does_not_count() -> None:
-    def measure(command: Sequence[str]) -> float:
-        name, operations = command
-        return {"a": 5.0, "b": 0.25}[name] + 0.5 * int(operations)
+    def usage(words: Sequence[str]) -> Usage:
+        name, operations = words
+        return Usage({"x/a": 5.0, "x/b": 0.25}[name] + 0.5 * int(operations), 2.0 * int(operations))
 
-    assert harness.run(programs("a", "b"), 2, measure) == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
+    outcome = harness.measure([difference("x/a", usage), difference("x/b", usage)], 2)
+    each = {"wall_us": [0.5e6, 0.5e6], "cpu_us": [2e6, 2e6]}
+    assert outcome == Outcome({"g": {"x/a": each, "x/b": each}})
 
 
 def test_each_round_begins_with_another_program() -> None:
-    commands: list[tuple[str, ...]] = []
+    runs: list[tuple[str, ...]] = []
     said: list[str] = []
 
-    def measure(command: Sequence[str]) -> float:
-        commands.append(tuple(command))
-        return float(command[1])
+    def usage(words: Sequence[str]) -> Usage:
+        runs.append(tuple(words))
+        return Usage(float(words[1]), float(words[1]))
 
-    harness.run(programs("a", "b", "c"), 2, measure, said.append)
-    assert [name for name, _ in commands] == list("aabbccbbccaa")
-    assert [operations for _, operations in commands] == ["100", "800"] * 6
-    assert said[0] == "round 1 of 2: a"
-    assert said[-1] == "round 2 of 2: a"
+    harness.measure([difference(name, usage) for name in "abc"], 2, said.append)
+    assert [name for name, _ in runs] == list("aabbccbbccaa")
+    assert [operations for _, operations in runs] == ["100", "800"] * 6
+    assert said[0] == "g, round 1 of 2: a"
+    assert said[-1] == "g, round 2 of 2: a"
 
 
 def test_no_programs_give_no_figures() -> None:
-    assert harness.run([], 3) == {}
+    assert harness.measure([], 3) == Outcome()
 
 
 def test_noise_in_a_short_run_makes_no_figure_lower() -> None:
-    assert harness.per_operation([1.0, 3.0], [5.0, 6.0], 4) == [1.0, 1.25]
+    assert harness.per_operation([1.0, 3.0], [5.0, 6.0], 4) == [1e6, 1.25e6]
 
 
 def test_too_few_operations_to_measure() -> None:
-    with pytest.raises(ProgramError, match="measure more"):
-        harness.per_operation([1.0], [1.0], 10)
+    outcome = harness.measure([difference("rawaio/a", lambda words: Usage(1.0, 1.0))], 2)
+    assert outcome.missing == [
+        "g, rawaio/a: 700 more operations took no more than 1.000 s; measure more"
+    ]
+    assert (outcome.figures, outcome.failed) == ({}, True)
+
+
+def test_what_fails_is_left_out_with_its_reason() -> None:
+    turns: list[str] = []
+
+    def output(words: Sequence[str]) -> str:
+        turns.append(words[0])
+        if words[0] == "bad":
+            raise ProgramError("status 1\nTraceback\nOSError: not permitted")
+        return '{"iops": 5}'
+
+    cells = [harness.by_report("g", f"x/{word}", [word], output=output) for word in ("good", "bad")]
+    outcome = harness.measure(cells, 3)
+    assert outcome.figures == {"g": {"x/good": {"iops": [5, 5, 5]}}}
+    assert (outcome.missing, outcome.failed) == (["g, x/bad: OSError: not permitted"], False)
+    assert Counter(turns) == {"good": 3, "bad": 1}
+    assert harness.reason_of(ValueError()) == "ValueError"
+
+
+def test_outcomes_are_added() -> None:
+    outcome = Outcome({"g": {"a": {"ms": [1.0]}}}, ["x"])
+    outcome.add(Outcome({"g": {"b": {"ms": [2.0]}}, "h": {}}, ["y"], failed=True))
+    assert outcome.figures == {"g": {"a": {"ms": [1.0]}, "b": {"ms": [2.0]}}, "h": {}}
+    assert (outcome.missing, outcome.failed) == (["x", "y"], True)
+
+
+def test_time_is_that_of_the_program() -> None:
+    usage = harness.usage_of([sys.executable, "-S", "-c", "sum(range(10**5))"])
+    assert usage.wall_s > 0
+    assert usage.cpu_s > 0
+
+
+def test_a_program_that_fails_is_told_with_its_words() -> None:
+    words = [sys.executable, "-S", "-c", "import sys; sys.exit('cannot')"]
+    with pytest.raises(ProgramError, match="status 1\ncannot"):
+        harness.usage_of(words)
+    with pytest.raises(ProgramError, match="status 1\ncannot"):
+        harness.output_of(words)
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        harness.usage_of(["/nonexistent/program"])
+
+
+def test_programs_find_this_checkout_and_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    harness.environment.cache_clear()
+    program = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix, *sys.path[1:3])"
+    one, other = (harness.output_of([sys.executable, "-S", "-c", program]) for _ in range(2))
+    assert one == other
+    prefix = harness.environment()["PYTHONPYCACHEPREFIX"]
+    assert one.split() == ["False", prefix, str(harness.ROOT), "/elsewhere"]
+    harness.environment.cache_clear()
+
+
+def test_quick_or_full() -> None:
+    assert Setting(Path(), quick=True).pick(1, 2) == 1
+    assert Setting(Path()).pick(1, 2) == 2
+
+
+# -- figures -------------------------------------------------------------------------------------
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     one, other = [1.0, 4.0, 9.0], [2.0, 2.0, 3.0]
-    assert harness.compare(one, other) == Ratio(0.5, 2.0, 3.0, of_lowest=0.5)
+    assert figures.compare(one, other) == Spread(0.5, 2.0, 3.0, of_best=0.5)
+    assert figures.compare(one, other, higher_is_better=True).of_best == 3.0
+    assert figures.compare(one, other, difference=True) == Spread(-1.0, 2.0, 6.0, of_best=-1.0)
 
 
 positive = st.floats(0.001, 1000)
@@ -84,73 +166,83 @@ positive = st.floats(0.001, 1000)
 @given(st.lists(st.tuples(positive, positive), min_size=1))
 def test_ratios_are_in_order(pairs: list[tuple[float, float]]) -> None:
     one, other = [a for a, _ in pairs], [b for _, b in pairs]
-    ratio = harness.compare(one, other)
+    ratio = figures.compare(one, other)
     assert ratio.lowest <= ratio.median <= ratio.highest
-    inverse = harness.compare(other, one)
+    inverse = figures.compare(other, one)
     assert inverse.lowest == pytest.approx(1 / ratio.highest)
-    assert inverse.of_lowest == pytest.approx(1 / ratio.of_lowest)
+    assert inverse.of_best == pytest.approx(1 / ratio.of_best)
 
 
 def test_rounds_that_do_not_belong_together() -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        harness.compare([1.0, 2.0], [1.0])
+        figures.compare([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="no rounds"):
-        harness.compare([], [])
+        figures.compare([], [])
 
 
-def test_the_best_has_the_lowest_figure() -> None:
-    seconds = {"a": [3.0, 3.0], "b": [2.0, 9.0], "c": [1.0]}
-    assert harness.best(seconds, ["a", "b"]) == "b"
+GROUP = {
+    "rawaio/a": {"cpu_us": [1.0, 2.0, 9.0], "iops": [1.0, 1.0, 1.0]},
+    "rawaio/b": {"cpu_us": [3.0, 3.0, 1.0], "iops": [5.0, 5.0, 5.0]},
+    "fio libaio/x": {"cpu_us": [4.0, 4.0, 4.0]},
+    "fio libaio/y": {"cpu_us": [2.0, 2.0, 3.0]},
+    "fio io_uring/x": {"p99_us": [2.0, 2.0, 2.0]},
+}
 
 
-def test_time_is_that_of_the_program() -> None:
-    assert harness.cpu_seconds([sys.executable, "-S", "-c", "pass"]) > 0
+def test_the_best_has_the_best_median() -> None:
+    assert figures.best(GROUP, ["rawaio/a", "rawaio/b"], "cpu_us") == "rawaio/a"
+    assert figures.best(GROUP, ["rawaio/a", "rawaio/b"], "iops") == "rawaio/b"
+    assert figures.best(GROUP, ["fio libaio/x"], "iops") is None
 
 
-def test_a_program_that_fails_is_told_with_its_words() -> None:
-    command = [sys.executable, "-S", "-c", "import sys; sys.exit('cannot')"]
-    with pytest.raises(ProgramError, match="status 1\ncannot"):
-        harness.cpu_seconds(command)
+def test_each_rival_is_represented_by_its_best() -> None:
+    assert figures.rivals_in(GROUP, "cpu_us") == {"fio libaio": "fio libaio/y"}
+    assert figures.rivals_in(GROUP, "p99_us") == {"fio io_uring": "fio io_uring/x"}
 
 
-def test_a_program_that_is_not_there() -> None:
-    with pytest.raises(FileNotFoundError):
-        harness.cpu_seconds(["/nonexistent/program"])
+def test_a_metric_that_is_not_known_is_a_system_call() -> None:
+    assert figures.metric("io_submit").title == "io_submit for each"
 
 
-def test_the_machine_is_described() -> None:
-    assert {"machine", "cpus", "kernel", "python"} <= harness.machine().keys()
+# -- inside of programs --------------------------------------------------------------------------
 
 
-def test_what_a_program_prints() -> None:
-    assert harness.output_of([sys.executable, "-S", "-c", "print(1)"]) == "1\n"
-    command = [sys.executable, "-S", "-c", "import sys; sys.exit('cannot')"]
-    with pytest.raises(ProgramError, match="status 1\ncannot"):
-        harness.output_of(command)
+def test_percentiles_are_values_that_were_seen() -> None:
+    values = [float(i) for i in range(1, 1001)]
+    assert watch.percentile(values[::-1], 0.5) == 500.0
+    assert watch.percentile(values, 0.999) == 999.0
+    assert watch.percentile([7.0, 8.0], 0.0) == 7.0
+    with pytest.raises(ValueError, match="no values"):
+        watch.percentile([], 0.5)
 
 
-def test_programs_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    harness.environment.cache_clear()
-    program = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
-    one, other = (harness.output_of([sys.executable, "-S", "-c", program]) for _ in range(2))
-    assert one == other
-    assert one.split() == ["False", harness.environment()["PYTHONPYCACHEPREFIX"]]
+@pytest.mark.parametrize("latency", [False, True])
+def test_each_worker_does_its_least(*, latency: bool) -> None:
+    timer = watch.Watch(0.0, latency=latency, least=3)
+    with timer.running():
+        assert [list(timer.each("abcdef")) for _ in range(2)] == [["a", "b", "c"]] * 2
+    assert timer.operations == 6
+    assert len(timer.latencies_s) == 6 * latency
+    assert set(timer.figures(4096)) == ({"p50_us", "p99_us"} if latency else {"iops", "cpu_us"})
 
 
-def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
-    assert harness.version_of("x", "1.0") is None
-    assert harness.version_of("x", "1.1") == "version 1.0 instead of 1.1"
+def test_what_is_large_is_counted_in_mebibytes() -> None:
+    timer = watch.Watch(0.0)
+    timer.operations, timer.wall_s, timer.cpu_s = 10, 2.0, 0.001
+    assert timer.figures(2 << 20) == {"mib_s": 10.0, "cpu_us": 100.0}
+    timer.operations = 0
+    with pytest.raises(OSError, match="nothing was done"):
+        timer.figures(4096)
 
 
-def test_a_rival_without_a_budget_is_not_judged() -> None:
-    rival = harness.Rival("b", "b/2", None, None, {"a": Ratio(1.0, 2.0, 3.0, of_lowest=1.5)})
-    assert harness.render_rival(rival, 4)[1:] == [
-        "times b/2",
-        "       lowest   median  highest  of lowest",
-        "a        1.00     2.00     3.00     1.50",
-    ]
+def test_how_late_a_heart_beats() -> None:
+    late = heartbeat.late_figures([0.001] * 998 + [0.1, 0.2])
+    assert late == {
+        "late_p50_ms": 1.0,
+        "late_p99_ms": 1.0,
+        "late_p999_ms": 100.0,
+        "late_max_ms": 200.0,
+    }
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -177,404 +269,221 @@ def test_work_is_shared_out() -> None:
     assert shares[1][:75] == offsets[25:]
 
 
-# -- null_requests -------------------------------------------------------------------------------
-
-TRIAL = {
-    "fio/a": [2e-6, 2e-6],
-    "fio/b": [1e-6, 3e-6],
-    "python-libaio/batch": [4e-6, 4e-6],
-}
-SECONDS = {
-    "rawaio/batch/ring": [2e-6, 1e-6],
-    "rawaio/window/ring": [9e-6, 9e-6],
-    "fio/b": [1e-6, 1e-6],
-    "python-libaio/batch": [4e-6, 5e-6],
-}
+# -- rivals and the machine ----------------------------------------------------------------------
 
 
 def test_rivals_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_version(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
+    def version(name: str) -> str:
+        if name == "libaio":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.1"
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(importlib.metadata, "version", no_version)
-    found, missing = null_requests.find_programs()
-    assert {p.name.partition("/")[0] for p in found} == {"rawaio"}
-    assert missing[0] == "fio: not installed"
-    assert "pip install libaio==0.9.5" in missing[1]
-
-
-def test_another_version_of_a_rival_is_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.4")
-    found, missing = null_requests.find_programs()
-    assert {p.name.partition("/")[0] for p in found} == {"rawaio", "fio"}
-    assert missing == ["python-libaio: version 0.9.4 instead of 0.9.5"]
-
-
-def test_every_program_is_run_by_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.9.5")
-    found, missing = null_requests.find_programs()
-    assert missing == []
-    assert len({p.name for p in found}) == len(found) == 20
-    for program in found:
-        command = list(program.command(640))
-        if program.name.startswith("fio/"):
-            assert command[0] == "fio"
-            assert "--number_ios=640" in command
-            assert ("--userspace_reap" in command) is ("/ring" in program.name)
-            assert ("--gtod_reduce=1" in command) is ("gtod_reduce" in program.name)
-        else:
-            assert command[-3:] == ["--work", program.name, "640"]
-        # A whole number of full batches, so that all do the same.
-        for operations in (program.operations, program.shorter):
-            assert operations % null_requests.DEPTH == 0
-
-
-def test_each_rival_is_represented_by_its_best() -> None:
-    chosen = null_requests.choose(TRIAL)
-    assert chosen == {"fio": "fio/b", "python-libaio": "python-libaio/batch"}
-    report = null_requests.make_report([], chosen, TRIAL, SECONDS)
-    fio, libaio = report.rivals
-    assert fio.ratios == {
-        "rawaio/batch/ring": Ratio(1.0, 1.5, 2.0, of_lowest=1.0),
-        "rawaio/window/ring": Ratio(9.0, 9.0, 9.0, of_lowest=9.0),
-    }
-    assert libaio.ratios["rawaio/batch/ring"].median == pytest.approx(0.35)
-
-
-def test_the_report_is_shown() -> None:
-    chosen = null_requests.choose(TRIAL)
-    lines = null_requests.render(
-        null_requests.make_report(["x: not there"], chosen, TRIAL, SECONDS)
-    ).splitlines()
-    assert "times fio/b (at most 2.5, aim 2.0)" in lines
-    assert "rawaio/batch/ring       1.00     1.50     2.00     1.00    aim" in lines
-    assert "rawaio/window/ring      9.00     9.00     9.00     9.00    OVER" in lines
-    assert "rawaio/batch/ring       0.20     0.35     0.50     0.25    within" in lines
-    assert lines[-1] == "missing: x: not there"
-
-
-def test_without_rivals_there_is_still_a_report() -> None:
-    own = {"rawaio/batch/ring": [1e-6]}
-    report = null_requests.make_report(["fio: not installed"], {}, {}, own)
-    assert report.rivals == []
-    assert "missing: fio" in null_requests.render(report)
-
-
-def test_main_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(found: Sequence[Program], rounds: int, *, say: object) -> dict[str, list[float]]:
-        return {program.name: [1e-6] * rounds for program in found}
-
-    monkeypatch.setattr(harness, "run", run)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
-    file = tmp_path / "report.json"
-    assert null_requests.main(["--quick", "--json", str(file)]) == 0
-    report = json.loads(file.read_text("utf-8"))
-    assert report["benchmark"] == "null_requests"
-    assert report["rivals"][0]["ratios"]["rawaio/batch/ring"]["median"] == 1.0
-    assert len(report["seconds_per_operation"]["rawaio/batch/ring"]) == 5
-    assert "rawaio/batch/ring" in capsys.readouterr().out
-
-
-def test_main_tells_what_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*args: object, **kwargs: object) -> None:
-        raise ProgramError("fio: status 1")
-
-    monkeypatch.setattr(harness, "run", run)
-    assert null_requests.main([]) == 1
-    assert capsys.readouterr().err == "null_requests: fio: status 1\n"
-
-
-# -- asyncio_reads -------------------------------------------------------------------------------
-
-PATHS = {"cached": Path("hot"), "direct": Path("cold")}
-
-
-def test_asyncio_programs_that_cannot_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def output_of(command: Sequence[str]) -> str:
-        if "linux_uring" in command[3]:
-            raise ProgramError("status 1\nTraceback\nOSError: not permitted")
-        return ""
-
-    def version(name: str) -> str:
-        if name == "aiofiles":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "0.12.10"
-
-    monkeypatch.setattr(harness, "output_of", output_of)
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found, missing = asyncio_reads.find_programs(PATHS, "uvloop")
-    assert missing == [
-        "aiofiles: not installed (pip install aiofiles==25.1.0)",
-        "cached/caio/linux_uring: OSError: not permitted",
-        "cached/caio/linux_uring deferred: OSError: not permitted",
+    assert rivals.missing("fio libaio", "strace", "python-libaio", "caio", "threads", "uvloop") == [
+        "fio libaio: not installed (Debian package fio)",
+        "strace: not installed (Debian package strace)",
+        "python-libaio: not installed (pip install libaio==0.9.5)",
+        "caio: version 0.1 instead of 0.12.10",
     ]
-    assert len(found) == len(asyncio_reads.WAYS) - 3
-    for program in found:
-        path = "hot" if program.name.startswith("cached/") else "cold"
-        assert list(program.command(640))[-5:] == ["--work", program.name, path, "uvloop", "640"]
-        for operations in (program.operations, program.shorter):
-            assert operations % asyncio_reads.TASKS == 0
-
-
-def test_asyncio_reads_are_compared_with_the_best_mode_of_their_kind() -> None:
-    seconds = {
-        "cached/rawaio/pread": [1e-6, 1e-6],
-        "cached/caio/linux_aio": [2e-6, 4e-6],
-        "cached/caio/linux_aio deferred": [1e-6, 7e-6],
-        "direct/rawaio/pread": [2e-6, 2e-6],
-        "direct/executor/os.preadv": [10e-6, 20e-6],
+    assert rivals.versions() == {
+        "aiofiles": "0.1",
+        "caio": "0.1",
+        "libaio": "none",
+        "uvloop": "0.1",
+        "fio": "none",
+        "strace": "none",
     }
-    report = asyncio_reads.make_report(seconds, ["x: not there"], "asyncio")
-    caio, executor = report.rivals
-    assert caio.stands_for_it == "cached/caio/linux_aio"
-    assert caio.ratios == {"cached/rawaio/pread": Ratio(0.25, 0.375, 0.5, of_lowest=0.5)}
-    assert executor.ratios["direct/rawaio/pread"].median == pytest.approx(0.15)
-    lines = asyncio_reads.render(report).splitlines()
-    assert "times cached/caio/linux_aio (at most 0.4, aim 0.25)" in lines
-    assert lines[-1] == "missing: x: not there"
-    assert sum(line.endswith("within") for line in lines) == 1
-    assert sum(line.endswith("aim") for line in lines) == 1
 
 
-@pytest.mark.parametrize("loop", files.LOOPS)
-def test_asyncio_reads_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: str
-) -> None:
-    def run(found: Sequence[Program], rounds: int, *, say: object) -> dict[str, list[float]]:
-        return {program.name: [1e-6] * rounds for program in found}
-
-    monkeypatch.setattr(harness, "run", run)
-    monkeypatch.setattr(harness, "output_of", lambda command: "")
-    monkeypatch.setattr(asyncio_reads, "QUICK_FILE_NBYTES", 1 << 20)
-    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
-    file = tmp_path / "report.json"
-    options = ["--quick", "--folder", str(tmp_path), "--json", str(file)]
-    assert asyncio_reads.main(options + ["--uvloop"] * (loop == "uvloop")) == 0
-    report = json.loads(file.read_text("utf-8"))
-    assert (report["benchmark"], report["loop"]) == ("asyncio_reads", loop)
-    assert len(report["seconds_per_operation"]["cached/rawaio/pread"]) == 3
-    assert "cached/rawaio/pread" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [file]
+def test_versions_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    found = rivals.versions(lambda *words: " ".join(words))
+    assert found["fio"] == "fio --version"
 
 
-def test_asyncio_reads_tells_what_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def find_programs(*arguments: object) -> None:
-        raise ProgramError("rawaio: status 1")
-
-    monkeypatch.setattr(asyncio_reads, "find_programs", find_programs)
-    monkeypatch.setattr(asyncio_reads, "QUICK_FILE_NBYTES", 1 << 20)
-    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
-    assert asyncio_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "asyncio_reads: rawaio: status 1\n"
+def test_the_machine_is_described(tmp_path: Path) -> None:
+    where = machine.describe(Setting(tmp_path, quick=True, loop="uvloop"))
+    assert {"machine", "processor", "kernel", "file system", "python", "caio"} <= where.keys()
+    assert (where["runs"], where["loop"]) == ("quick", "uvloop")
+    assert machine.cpu_model("processor : 0\nmodel name\t: Some CPU: x\n") == "Some CPU: x"
+    assert machine.cpu_model("processor : 0\n") == "unknown"
 
 
-# -- heartbeat -----------------------------------------------------------------------------------
+def test_the_innermost_mount_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    point = str(folder).replace(" ", "\\040")
+    mounts = [
+        "1 0 8:1 / / rw - ext4 /dev/sda rw",
+        f"2 1 0:5 / {point} rw,relatime shared:1 - tmpfs tmpfs rw",
+    ]
+    assert machine.file_system(folder / "deeper", "\n".join(mounts)) == "tmpfs"
+    assert machine.file_system(tmp_path, "\n".join(mounts)) == "ext4"
+    assert machine.file_system(tmp_path, "") == "unknown"
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
-    values = [float(i) for i in range(1, 1001)]
-    assert heartbeat.percentile(values[::-1], 0.5) == 500.0
-    assert heartbeat.percentile(values, 0.999) == 999.0
-    assert heartbeat.percentile([7.0], 0.999) == 7.0
-    assert heartbeat.percentile([7.0, 8.0], 0.0) == 7.0
-    with pytest.raises(ValueError, match="no values"):
-        heartbeat.percentile([], 0.5)
+# -- fio -----------------------------------------------------------------------------------------
 
 
-def test_the_median_of_the_rounds_decides() -> None:
-    quiet, loud = [0.001] * 100, [0.001] * 98 + [0.5, 0.5]
-    ahead = heartbeat.summarize([quiet, loud, quiet])
-    assert (ahead.beats, ahead.p50, ahead.highest) == (300, 0.001, 0.5)
-    assert ahead.p999_of_rounds == [0.001, 0.5, 0.001]
-    assert ahead.verdict == "ahead"
-    assert heartbeat.summarize([quiet, loud, loud]).verdict == "BEHIND"
-
-
-def test_heartbeats_are_measured_in_turn_and_what_fails_is_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    names: list[str] = []
-
-    def output_of(command: Sequence[str]) -> str:
-        name, path = command[3:5]
-        names.append(name)
-        assert path.endswith("written" if name.startswith("extend") else "file")
-        if name == "extend/caio":
-            raise ProgramError("status 1\nTraceback\nSystemError: Invalid argument")
-        return "[0.001, 0.002]"
-
-    monkeypatch.setattr(harness, "output_of", output_of)
-    monkeypatch.setattr(harness, "version_of", lambda package, version: None)
-    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
-    size = heartbeat.Size(read=1 << 20, written=1 << 20, seconds=0.01)
-    figures, missing = heartbeat.measure(tmp_path, size, 2, "asyncio")
-    assert missing == ["extend/caio: SystemError: Invalid argument"]
-    assert set(figures) == set(heartbeat.WAYS) - {"extend/caio"}
-    assert {each.beats for each in figures.values()} == {4}
-    assert len(names) == 2 * len(heartbeat.WAYS) - 1
-
-    def fail(command: Sequence[str]) -> str:
-        raise ProgramError("status 1")
-
-    monkeypatch.setattr(harness, "output_of", fail)
-    with pytest.raises(ProgramError):
-        heartbeat.measure(tmp_path, size, 2, "asyncio")
-
-
-def test_heartbeat_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(*arguments: object) -> tuple[dict[str, heartbeat.Figures], list[str]]:
-        figures = {
-            "cold/rawaio": heartbeat.summarize([[0.001, 0.002]]),
-            "cold/caio": heartbeat.summarize([[0.1, 0.2]]),
-        }
-        return figures, ["queued/caio: no"]
-
-    monkeypatch.setattr(heartbeat, "measure", measure)
-    file = tmp_path / "report.json"
-    assert heartbeat.main(["--quick", "--json", str(file)]) == 0
-    report = json.loads(file.read_text("utf-8"))
-    assert report["verdicts"] == {"cold/rawaio": "ahead", "cold/caio": "BEHIND"}
-    assert report["figures"]["cold/caio"]["highest"] == 0.2
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "missing: queued/caio: no"
-    assert (
-        "cold/rawaio      2     1.00     2.00     2.00     2.00   2.00, 2.00, 2.00   ahead" in lines
-    )
-
-
-def test_heartbeat_tells_what_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(*arguments: object) -> None:
-        raise ProgramError("cold/rawaio: status 1")
-
-    monkeypatch.setattr(heartbeat, "measure", measure)
-    assert heartbeat.main([]) == 1
-    assert capsys.readouterr().err == "heartbeat: cold/rawaio: status 1\n"
-
-
-# -- direct_reads --------------------------------------------------------------------------------
-
-
-def test_fio_is_understood() -> None:
+def fio_says(total_ios: int = 50_000, **options: str) -> str:
+    done = {
+        "runtime": 1000,
+        "total_ios": total_ios,
+        "lat_ns": {"percentile": {"50.000000": 5000, "99.000000": 70_000}},
+    }
     job = {
+        "job options": options,
         "job_runtime": 2000,
         "usr_cpu": 10.0,
         "sys_cpu": 15.0,
-        "read": {"runtime": 1000, "total_ios": 50_000},
+        "read" if "read" in options["rw"] else "write": done,
     }
-    run = direct_reads.fio_run("fio: a warning\n" + json.dumps({"jobs": [job]}))
-    assert run == direct_reads.Run(50_000, 1.0, 0.5)
-    assert (run.iops, run.cpu_us) == (50_000, 10.0)
+    return "fio: a warning\n" + json.dumps({"jobs": [job]})
 
 
-def test_direct_programs_are_run_by_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
-    found, missing = direct_reads.find_cells(Path("blocks"), 0.3, "asyncio")
-    assert missing == []
-    assert len({(cell.name, cell.depth) for cell in found}) == len(found)
-    for cell in found:
-        command = list(cell.command)
-        if cell.name.startswith("fio/"):
-            assert {"--readonly", "--filename=blocks", "--runtime=300ms"} <= set(command)
-            assert f"--iodepth={cell.depth}" in command
-        else:
-            depth = str(cell.depth)
-            assert command[-6:] == ["--work", cell.name, "blocks", depth, "0.3", "asyncio"]
-    assert {cell.depth for cell in found if cell.name == "rawaio/File.pread_many"} == {128}
-    assert {cell.depth for cell in found if cell.name == "fio/batches"} == {8, 32, 128}
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    found, missing = direct_reads.find_cells(Path("blocks"), 0.3, "asyncio")
-    assert missing == ["fio: not installed"]
-    assert not any(cell.name.startswith("fio/") for cell in found)
+def test_fio_is_understood() -> None:
+    said = fio.read(fio_says(rw="randread", bs="4096", gtod_reduce="1"))
+    assert said == {"iops": 50_000, "cpu_us": pytest.approx(10.0)}
+    said = fio.read(fio_says(total_ios=10, rw="write", bs=str(2 << 20), gtod_reduce="1"))
+    assert said == {"mib_s": 20.0, "cpu_us": pytest.approx(50_000)}
+    assert fio.read(fio_says(rw="read", bs="4096")) == {"p50_us": 5.0, "p99_us": 70.0}
+    with pytest.raises(ValueError, match="has done nothing"):
+        fio.read(fio_says(total_ios=0, rw="read", bs="4096"))
+    with pytest.raises(ValueError, match="substring not found"):
+        fio.read("fio: no")
 
 
-def test_direct_reads_are_compared_with_the_way_of_fio_that_reads_most() -> None:
-    def runs(*iops: int) -> list[direct_reads.Run]:
-        return [direct_reads.Run(n, 1.0, 1.0) for n in iops]
+def test_fio_is_asked_for_what_is_meant() -> None:
+    ways = fio.null_ways(32)
+    assert sum(name.startswith("fio libaio/") for name in ways) == 8
+    for name, options in ways.items():
+        words = fio.null_command(options, 512, 32, writes=False, operations=640)
+        assert {"--number_ios=640", "--size=327680", "--rw=read"} <= set(words)
+        assert f"--ioengine={name.split()[1].split('/')[0]}" in words
+        assert ("--userspace_reap" in words) is ("/ring" in name)
+        assert ("--gtod_reduce=1" in words) is ("gtod_reduce" in name)
 
-    by_name = {
-        "rawaio/File.pread": runs(900, 1000),
-        "fio/default": runs(10, 5000),
-        "fio/batches": runs(3000, 4000),
-        "threads/os.preadv": runs(500, 500),
-    }
-    fio, threads = direct_reads.compare({1: {}, 32: by_name})
-    assert (fio.depth, fio.name, fio.rival) == (32, "rawaio/File.pread", "fio/batches")
-    assert fio.iops.median == pytest.approx(0.275)
-    assert fio.cpu.median == pytest.approx((3000 / 900 + 4) / 2)
-    assert (fio.verdict, threads.verdict) == ("BELOW", "")
-    assert [direct_reads.judge(ratio, 32) for ratio in (0.9, 0.95, 1.0)] == [
-        "BELOW",
-        "within",
-        "aim",
+
+# -- sections ------------------------------------------------------------------------------------
+
+METRICS = ("cpu_us", "wall_us", "iops", "mib_s", "ms", "modules", "late_p999_ms", "p99_us")
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[Cell]]:
+    """All cells of all sections, by section, when every rival is here."""
+
+    @contextmanager
+    def temporary_file(folder: Path, nbytes: int) -> Generator[Path]:
+        path = folder / "file"
+        path.write_bytes(bytes(files.BLOCK))
+        yield path
+
+    monkeypatch.setattr(rivals, "why_not", lambda program: None)
+    monkeypatch.setattr(files, "temporary_file", temporary_file)
+    monkeypatch.setattr(files, "make_file", lambda path, nbytes: None)
+    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
+    found: dict[str, list[Cell]] = {}
+    for section, name in command.SECTIONS.items():
+        module = import_module(f"benchmarks.sections.{name}")
+        cells = found.setdefault(section, [])
+
+        def measure(
+            given: Sequence[Cell], rounds: int, say: object, cells: list[Cell] = cells
+        ) -> Outcome:
+            assert rounds >= 1
+            cells += given
+            each = {metric: [1.0] for metric in METRICS}
+            outcome = Outcome()
+            for cell in given:
+                outcome.figures.setdefault(cell.group, {})[cell.name] = each
+            return outcome
+
+        monkeypatch.setattr(module, "measure", measure)
+        assert module.section(Setting(tmp_path)).missing == []
+    return found
+
+
+def figures_of(cells: Sequence[Cell]) -> Figures:
+    found: Figures = {}
+    for cell in cells:
+        columns = {metric: [1.0] for metric in METRICS}
+        if cell.group.startswith("latency"):
+            columns = {"p99_us": [1.0]}
+        found.setdefault(cell.group, {})[cell.name] = columns
+    return found
+
+
+def test_every_budget_is_measured(asked_for: dict[str, list[Cell]]) -> None:
+    for budget in budgets.BUDGETS:
+        found = figures_of(asked_for[budget.section])
+        ours = found[budget.ours.group]
+        for pattern in (*budget.ours.names, *budget.beside):
+            assert figures.matching(ours, [pattern])
+        if budget.theirs is not None:
+            assert figures.matching(found[budget.theirs.group], budget.theirs.names)
+    outcomes = {name: Outcome(figures_of(cells)) for name, cells in asked_for.items()}
+    rows = budgets.rows(outcomes)
+    assert all(row.reached is not None for row in rows)
+    assert {row.verdict for row in rows if row.unit == "x" and row.at_least} == {"aim"}
+
+
+def test_no_program_is_asked_for_twice(asked_for: dict[str, list[Cell]]) -> None:
+    for section, cells in asked_for.items():
+        names = [(cell.group, cell.name) for cell in cells]
+        if section == "startup":
+            names = names[len(startup.PROGRAMS) :]  # once more, for what has to be compiled
+        assert len(names) == len(set(names))
+
+
+def test_every_line_of_a_chart_is_measured(asked_for: dict[str, list[Cell]]) -> None:
+    direct, growth = (figures_of(asked_for[name]) for name in ("direct", "growth"))
+    for prefix, metric, numbers in (("depth", "iops", 4), ("latency, depth", "p99_us", 4)):
+        lines = charts.by_number(direct, prefix, metric, charts.DEPTH_LINES)
+        assert len(lines["rawaio/IOContext"]) == len(lines["fio libaio, best way"]) == numbers
+    for what, numbers in (("depth", 5), ("files", 4), ("tasks", 5)):
+        _, names = charts.GROWTH_LINES[what]
+        lines = charts.by_number(growth, what, "cpu_us", names)
+        assert [len(each) for each in lines.values()] == [numbers, numbers]
+
+
+def test_all_do_the_same_number_of_whole_batches() -> None:
+    for quick in (False, True):
+        for name in ("fio libaio/x", "python-libaio/batch", *null_section.OURS["read 512"]):
+            operations = null_section.operations(name, Setting(Path(), quick=quick))
+            batch = null.BULK if "/bulk/" in name else null.DEPTH
+            assert operations % (8 * batch) == 0
+
+
+def test_tasks_of_asyncio_programs_share_alike(asked_for: dict[str, list[Cell]]) -> None:
+    section = import_module("benchmarks.sections.asyncio_reads")
+    assert {cell.name for cell in asked_for["asyncio"] if cell.group == "cached"} == set(
+        asyncio_reads.WAYS["cached"]
+    )
+    for name, operations in section._OPERATIONS.items():
+        batch = 1024 if name.endswith("rawaio") else asyncio_reads.TASKS
+        assert operations % (8 * batch) == 0
+
+
+def test_without_rivals_rawaio_is_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def measure(cells: Sequence[Cell], rounds: int, say: object) -> Outcome:
+        asked.extend(cell.name for cell in cells)
+        return Outcome()
+
+    monkeypatch.setattr(rivals, "why_not", lambda program: "not installed")
+    monkeypatch.setattr(null_section, "measure", measure)
+    outcome = null_section.section(Setting(tmp_path))
+    assert outcome.missing == ["fio: not installed", "python-libaio: not installed"]
+    assert {figures.program_of(name) for name in asked} == {"rawaio"}
+    assert writes_section.synced_by_fio(tmp_path, 0.1) == []
+    assert system_calls.section(Setting(tmp_path)).missing == [
+        "strace: not installed",
+        "caio: not installed",
     ]
 
-
-def test_what_has_read_nothing_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = direct_reads.Cell("x", 1, ["x"], direct_reads.own_run)
-    run = direct_reads.Run(1, 1.0, 0.5)
-    output = json.dumps({"operations": 1, "wall_s": 1.0, "cpu_s": 0.5})
-    monkeypatch.setattr(harness, "output_of", lambda command: output)
-    assert direct_reads.measure([cell], 2)[1] == {"x": [run, run]}
-    output = json.dumps({"operations": 0, "wall_s": 1.0, "cpu_s": 0.5})
-    with pytest.raises(ProgramError, match="x at depth 1 has read nothing"):
-        direct_reads.measure([cell], 2)
-
-
-@pytest.mark.parametrize("loop", files.LOOPS)
-def test_direct_reads_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: str
-) -> None:
-    def measure(
-        cells: Sequence[direct_reads.Cell], rounds: int
-    ) -> dict[int, dict[str, list[direct_reads.Run]]]:
-        run = direct_reads.Run(1000, 0.5, 0.01)
-        return {1: {cell.name: [run] * rounds for cell in cells}, 8: {}}
-
-    monkeypatch.setattr(direct_reads, "measure", measure)
-    monkeypatch.setattr(direct_reads, "QUICK_FILE_NBYTES", 1 << 20)
-    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/fio")
-    file = tmp_path / "report.json"
-    options = ["--quick", "--folder", str(tmp_path), "--json", str(file)]
-    assert direct_reads.main(options + ["--uvloop"] * (loop == "uvloop")) == 0
-    report = json.loads(file.read_text("utf-8"))
-    assert (report["benchmark"], report["loop"]) == ("direct_reads", loop)
-    assert report["runs"]["1"]["rawaio/File.pread"][0]["operations"] == 1000
-    lines = capsys.readouterr().out.splitlines()
-    assert (
-        "rawaio/File.pread has 1.00 times the IOPS of fio/default at 1.00 times the processor time"
-        "   aim"
-    ) in lines
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_direct_reads_tells_what_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(*arguments: object) -> None:
-        raise ProgramError("fio: status 1")
-
-    monkeypatch.setattr(direct_reads, "measure", measure)
-    monkeypatch.setattr(direct_reads, "QUICK_FILE_NBYTES", 1 << 20)
-    monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
-    assert direct_reads.main(["--quick", "--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "direct_reads: fio: status 1\n"
-
-
-# -- system_calls --------------------------------------------------------------------------------
 
 SUMMARY = """\
 % time     seconds  usecs/call     calls    errors syscall
@@ -595,42 +504,256 @@ def test_a_summary_of_strace_is_understood() -> None:
 def test_system_calls_of_starting_do_not_count() -> None:
     few = Counter({"read": 500, "preadv2": 100, "mmap": 90})
     many = Counter({"read": 500, "preadv2": 1100, "mmap": 90, "epoll_wait": 2000, "brk": 0})
-    assert system_calls.per_operation(few, many, 1000) == {"epoll_wait": 2.0, "preadv2": 1.0}
-    assert list(system_calls.per_operation(few, many, 1000)) == ["epoll_wait", "preadv2"]
+    each = system_calls.per_operation(few, many, 1000)
+    assert each == {"calls": 3.0, "epoll_wait": 2.0, "preadv2": 1.0}
+    assert list(each) == ["calls", "epoll_wait", "preadv2"]
 
 
-def test_system_calls_writes_json(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# -- budgets -------------------------------------------------------------------------------------
+
+
+def budget(**changes: object) -> budgets.Budget:
+    what: dict[str, object] = {
+        "row": "what",
+        "section": "s",
+        "metric": "cpu_us",
+        "ours": budgets.Side("g", ("rawaio/*",)),
+        "theirs": budgets.Side("g", ("fio libaio/*",)),
+        "budget": 0.95,
+        "aim": 0.5,
+        **changes,
+    }
+    return budgets.Budget(**what)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_shown_is_judged() -> None:
+    assert [budgets.judge(budget(), x) for x in (0.5, 0.504, 0.51, 0.954, 0.96, 1.9)] == [
+        "aim",
+        "aim",
+        "within",
+        "within",
+        "BEHIND by 1 %",
+        "BEHIND by 100 %",
+    ]
+    more = budget(metric="iops", aim=1.0)
+    assert [budgets.judge(more, x) for x in (1.1, 0.96, 0.76)] == [
+        "aim",
+        "within",
+        "BEHIND by 20 %",
+    ]
+    late = budget(unit="ms", budget=20.0, aim=None)
+    assert [budgets.judge(late, x) for x in (20.0, 21.5)] == ["within", "BEHIND by 1.50 ms"]
+
+
+def test_the_best_way_counts_and_others_stand_beside_it() -> None:
+    outcomes = {"s": Outcome({"g": GROUP})}
+    row = budgets.row_of(budget(beside=("rawaio/*",)), outcomes)
+    assert (row.ours, row.theirs, row.verdict) == ("rawaio/a", "fio libaio/y", "BEHIND by 5 %")
+    assert row.reached == Spread(0.5, 1.0, 3.0, of_best=0.5)
+    assert row.beside == [
+        budgets.Beside("rawaio/b", Spread(1 / 3, 1.5, 1.5, of_best=0.5)),
+    ]
+    more = budgets.row_of(budget(unit="ms", budget=3.0), outcomes)
+    assert more.reached == Spread(-1.0, 0.0, 6.0, of_best=-1.0)
+    alone = budgets.row_of(budget(theirs=None, unit="ms", budget=3.0), outcomes)
+    assert alone.reached == Spread(1.0, 2.0, 9.0, of_best=1.0)
+
+
+def test_what_could_not_be_measured_says_so() -> None:
+    assert budgets.row_of(budget(), {}).verdict == "not measured: the section s was not run"
+    ours = {"g": {"rawaio/a": {"cpu_us": [1.0]}}}
+    outcome = Outcome(ours, ["fio: not installed", "caio: not installed"])
+    assert budgets.row_of(budget(), {"s": outcome}).verdict == "not measured: fio: not installed"
+    row = budgets.row_of(budget(), {"s": Outcome(missing=["g, rawaio/a: no ring"])})
+    assert (row.verdict, row.reached) == ("not measured: g, rawaio/a: no ring", None)
+    assert budgets.row_of(budget(), {"s": Outcome(ours)}).verdict == (
+        "not measured: no figures of fio libaio, g"
+    )
+
+
+# -- what is shown and written -------------------------------------------------------------------
+
+
+def test_figures_are_shown_with_their_rounds_and_beside_rivals() -> None:
+    group = {
+        "rawaio/a": {"iops": [10.0, 20.0, 60.0]},
+        "fio libaio/y": {"iops": [20.0, 20.0, 20.0]},
+    }
+    lines = render.render_section("direct", "What.", {"g": group}).splitlines()
+    assert lines[1:4] == ["== direct: What.", "", "-- g"]
+    assert [line.split() for line in lines[4:]] == [
+        ["operations", "a", "second"],
+        ["rawaio/a", "20", "(10..60)"],
+        ["fio", "libaio/y", "20", "(20..20)"],
+        [],
+        ["operations", "a", "second,", "times", "fio", "libaio/y"],
+        ["rawaio/a", "1.00", "(0.50..3.00)"],
+    ]
+    assert render.table([["a", "b"], ["aa", "bb"]]) == ["a    b", "aa  bb"]
+
+
+def test_groups_of_rawaio_alone_are_one_table() -> None:
+    grown: Figures = {f"depth {n}": {"rawaio/a": {"cpu_us": [float(n)]}} for n in (1, 8)}
+    lines = render.render_section("growth", "What.", grown).splitlines()
+    assert [line.split()[-1] for line in lines[-2:]] == ["1.000", "8.000"]
+    assert sum("processor time" in line for line in lines) == 1
+
+
+def test_budgets_are_shown() -> None:
+    outcomes = {"s": Outcome({"g": GROUP})}
+    rows = [
+        budgets.row_of(budget(beside=("rawaio/b",)), outcomes),
+        budgets.row_of(budget(section="t", metric="iops", aim=None), outcomes),
+    ]
+    lines = render.render_budgets(rows).splitlines()
+    assert lines[1].split() == [
+        *("what", "1.00", "(0.50..3.00)", "x", "0.50", "<=", "0.95", "0.5"),
+        *("BEHIND", "by", "5", "%"),
+    ]
+    assert lines[2] == "    rawaio/a to fio libaio/y"
+    assert lines[3].split() == ["rawaio/b", "1.50", "(0.33..1.50)", "x", "0.50"]
+    assert lines[4].startswith("what ")
+    assert lines[4].endswith(">= 0.95       not measured: the section t was not run")
+
+
+def test_a_report_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    outcomes = {"s": Outcome({"g": GROUP}, ["x"], failed=True)}
+    report.save(path, {"kernel": "6"}, outcomes, [budgets.row_of(budget(), {})], {"s": 1.5})
+    assert report.load(path) == report.Earlier({"kernel": "6"}, outcomes)
+    assert json.loads(path.read_text())["budgets"][0]["verdict"].startswith("not measured")
+    path.write_text('{"sections": {}}')
+    with pytest.raises(ValueError, match="not a report of the benchmarks"):
+        report.load(path)
+
+
+def test_figures_stand_beside_earlier_ones() -> None:
+    then = report.Earlier(
+        {"kernel": "5", "load": "1"},
+        {"s": Outcome({"g": {"rawaio/a": {"cpu_us": [2.0]}, "gone/x": {"cpu_us": [1.0]}}})},
+    )
+    now = {"s": Outcome({"g": {"rawaio/a": {"cpu_us": [3.0, 5.0]}}}), "t": Outcome()}
+    where = {"kernel": "6", "load": "2", "caio": "1"}
+    lines = comparison.render_comparison(where, now, then).splitlines()
+    assert lines[2:4] == [
+        "differs: kernel was 5, is 6",
+        "differs: caio was not told, is 1",
+    ]
+    words = [line.split() for line in lines]
+    title = figures.metric("cpu_us").title.split()
+    assert ["rawaio/a:", *title, "2.000", "4.000", "2.00"] in words
+    assert ["gone/x:", *title, "1.000"] in words
+    assert "the earlier report has nothing of t" in lines
+
+
+# -- charts --------------------------------------------------------------------------------------
+
+
+def test_points_have_their_rounds_beside_them() -> None:
+    assert charts.points([[1.0, 5.0, 2.0]]) == charts.Points([2.0], [1.0], [3.0])
+    assert charts.range_of([[1.0], [4.0]]) == (0.8, 5.0)
+
+
+def test_ticks_are_round() -> None:
+    assert charts.ticks(0.4, 21) == ([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    assert charts.ticks(900, 2100) == ([1000, 2000], ["1,000", "2,000"])
+
+
+def test_charts_are_drawn_of_what_there_is(
+    asked_for: dict[str, list[Cell]], tmp_path: Path
 ) -> None:
-    def count(name: str, path: Path, operations: int) -> Counter[str]:
-        assert "/caio/" not in name
-        return Counter({"io_submit": operations})
+    pytest.importorskip("matplotlib")
+    assert charts.draw({}, tmp_path / "none") == []
+    sections = {name: figures_of(cells) for name, cells in asked_for.items()}
+    for names in sections["heartbeat"].values():
+        for columns in names.values():
+            columns.update({"late_p50_ms": [0.1, 0.2], "late_p99_ms": [1.0, 2.0]})
+            columns["late_p999_ms"] = [2.0, 30.0]
+    drawn = charts.draw(sections, tmp_path / "charts")
+    assert [path.name for path in drawn] == list(charts.CHARTS)
+    for path in drawn:
+        assert "</svg>" in path.read_text("utf-8")
 
-    monkeypatch.setattr(system_calls, "count", count)
-    monkeypatch.setattr(system_calls, "FILE_NBYTES", 1 << 20)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/strace")
-    monkeypatch.setattr(harness, "version_of", lambda package, version: "not installed")
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_section(monkeypatch: pytest.MonkeyPatch) -> list[Setting]:
+    """There is the section null only; how it was called."""
+    called: list[Setting] = []
+
+    def section(setting: Setting) -> Outcome:
+        called.append(setting)
+        setting.say("measuring")
+        return Outcome({"read 512": GROUP}, ["x: not there"])
+
+    monkeypatch.setattr(command, "SECTIONS", {"null": "null"})
+    monkeypatch.setattr(null_section, "section", section)
+    return called
+
+
+def test_the_command_shows_and_writes_everything(
+    one_section: list[Setting], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "report.json"
-    assert system_calls.main(["--folder", str(tmp_path), "--json", str(file)]) == 0
-    report = json.loads(file.read_text("utf-8"))
-    assert report["calls"]["direct/rawaio/gather"] == {"io_submit": 1.0}
+    options = ["--quick", "--folder", str(tmp_path), "--json", str(file)]
+    assert command.main(options) == 0
+    assert (one_section[0].quick, one_section[0].folder) == (True, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert "direct/rawaio/gather        1.00   io_submit 1" in lines
-    assert lines[-1] == "missing: caio: not installed"
+    assert lines[0].endswith(f"load {report.load(file).where['load']}")
+    assert "== null: What an operation costs when there is no work behind it, beside fio" in (
+        "\n".join(lines)
+    )
+    assert lines[-1] == "missing: null, x: not there"
+    assert report.load(file).outcomes["null"].figures == {"read 512": GROUP}
+    assert command.main([*options, "--compare", str(file)]) == 0
+    assert "-- null, read 512" in capsys.readouterr().out
 
 
-def test_system_calls_tells_what_failed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_section_that_fails_does_not_end_the_others(
+    one_section: list[Setting],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert system_calls.main([]) == 1
-    assert capsys.readouterr().err == "system_calls: strace is not installed\n"
+    def section(setting: Setting) -> Outcome:
+        raise OSError("no space left")
 
-    def measure(path: Path) -> None:
-        raise ProgramError("strace: status 1")
+    monkeypatch.setattr(command, "SECTIONS", {"startup": "startup", "null": "null"})
+    monkeypatch.setattr(startup, "section", section)
+    assert command.main([]) == 1
+    assert len(one_section) == 1
+    assert "missing: startup, all of it: no space left" in capsys.readouterr().out
 
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/strace")
-    monkeypatch.setattr(system_calls, "measure", measure)
-    monkeypatch.setattr(system_calls, "FILE_NBYTES", 1 << 20)
-    assert system_calls.main(["--folder", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "system_calls: strace: status 1\n"
+
+def test_what_would_be_found_too_late_is_found_first(
+    one_section: list[Setting],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    monkeypatch.setattr(rivals, "why_not", lambda program: "not installed")
+    for options, said in (
+        (["--charts", str(tmp_path)], "--charts: matplotlib is not installed"),
+        (["--loop", "uvloop"], "--loop uvloop: not installed"),
+        (["--compare", str(tmp_path / "none")], "--compare: "),
+        (["--only", "nothing"], "invalid choice: 'nothing'"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(options)
+        assert said in capsys.readouterr().err
+    assert one_section == []
+
+
+def test_progress_is_told_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.Progress().say("not on a terminal")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = command.Progress()
+    progress.section = "null"
+    progress.say("round 1")
+    progress.clear()
+    assert capsys.readouterr().err == "\r\x1b[Knull: round 1\r\x1b[K"

@@ -1,4 +1,4 @@
-# python-libaio 0.9.5, which has no annotations: what benchmarks/null_requests.py uses of it.
+# python-libaio 0.9.5, which has no annotations: what the benchmarks use of it.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, Self, final
 
@@ -11,6 +11,7 @@ class _HasFileno(Protocol):
 class _Mode: ...
 
 AIOBLOCK_MODE_READ: _Mode
+AIOBLOCK_MODE_WRITE: _Mode
 
 class AIOBlock:
     offset: int

@@ -1,0 +1,1 @@
+"""What is compared with what: each module has a `section`, which measures."""

@@ -1,0 +1,1 @@
+# matplotlib, whose own annotations leave much open: what the benchmarks use of it.
