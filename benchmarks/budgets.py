@@ -279,6 +279,8 @@ def row_of(budget: Budget, outcomes: Mapping[str, Outcome]) -> Row:
         if rival is None:
             return row(_why_not(budget.theirs, budget.section, outcomes))
         rounds = theirs[rival][budget.metric]
+        if budget.theirs.group != budget.ours.group:
+            rival = f"{rival}, {budget.theirs.group}"
     reached = _reached(budget, ours, name, rounds)
     others = [other for other in matching(ours, budget.beside) if other != name]
     return Row(

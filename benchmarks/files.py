@@ -7,6 +7,7 @@ import os
 import random
 import tempfile
 from contextlib import contextmanager
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -41,15 +42,24 @@ def expected(offset: int) -> bytes:
     return offset.to_bytes(8, "little")
 
 
-def make_file(path: Path, nbytes: int) -> None:
-    """Make a file of blocks of noise, each of which begins with its own offset; on the disk."""
-    noise = bytearray(random.Random(0).randbytes(_PIECE))
+@cache
+def _noise() -> bytes:
+    return random.Random(0).randbytes(_PIECE)
+
+
+def make_file(path: Path, nbytes: int, *, sync: bool = True) -> None:
+    """Make a file of blocks of noise, each of which begins with its own offset.
+
+    sync: it is on the disk when this returns.
+    """
+    noise = bytearray(_noise())
     with path.open("xb", buffering=0) as file:
         for start in range(0, nbytes, _PIECE):
             for at in range(0, _PIECE, BLOCK):
                 noise[at : at + 8] = expected(start + at)
             file.write(memoryview(noise)[: min(_PIECE, nbytes - start)])
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 @contextmanager

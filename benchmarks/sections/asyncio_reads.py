@@ -55,7 +55,7 @@ def cells(group: str, path: Path, loop: str) -> list[Cell]:
 def section(setting: Setting) -> Outcome:
     """Measure."""
     outcome = Outcome(missing=rivals.missing("caio", "aiofiles"))
-    rounds = setting.pick(3, 11)
+    rounds = setting.pick(3, 7)
     with files.temporary_file(setting.folder, 64 * _MIB) as path:
         files.warm(path, direct=False)
         outcome.add(measure(cells("cached", path, setting.loop), rounds, setting.say))

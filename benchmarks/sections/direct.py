@@ -52,7 +52,7 @@ def ways_at(depth: int) -> Sequence[str]:
 def section(setting: Setting) -> Outcome:
     """Measure."""
     outcome = Outcome(missing=rivals.missing("fio"))
-    rounds, seconds = setting.pick(2, 7), setting.pick(0.3, 0.7)
+    rounds, seconds = setting.pick(2, 5), setting.pick(0.3, 0.5)
     with files.temporary_file(setting.folder, setting.pick(64, 256) * _MIB) as path:
         files.drop_cache(path)
         files.warm(path, direct=True)
@@ -64,5 +64,5 @@ def section(setting: Setting) -> Outcome:
             group = group_of(depth, latency=True)
             job = Job(path, depth, seconds, latency=True)
             cells = [*own_cells(group, job, _LATENCY, setting.loop), *fio_cells(group, job)]
-            outcome.add(measure(cells, setting.pick(1, 3), setting.say))
+            outcome.add(measure(cells, setting.pick(1, 2), setting.say))
     return outcome

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -73,7 +74,7 @@ def by_files(folder: Path, setting: Setting) -> list[Cell]:
                 path=str(folder),
                 n=n,
                 loop=setting.loop,
-                seconds=setting.pick(0.2, 0.5),
+                seconds=setting.pick(0.2, 0.4),
                 direct=direct,
             ),
         )
@@ -87,13 +88,13 @@ def by_tasks(path: Path, setting: Setting) -> list[Cell]:
     cells: list[Cell] = []
     for n in setting.pick(_QUICK_TASKS, TASKS):
         for kind, direct in _KINDS.items():
-            job = Job(path, n, setting.pick(0.2, 0.5), direct=direct, least=_READS)
+            job = Job(path, n, setting.pick(0.2, 0.4), direct=direct, least=_READS)
             (cell,) = own_cells(group_of("tasks", n), job, [_PREAD], setting.loop)
             cells.append(replace(cell, name=f"rawaio/{kind}"))
     return cells
 
 
-def of_memory(path: Path) -> list[Cell]:
+def of_memory(path: Path, setting: Setting) -> list[Cell]:
     """Python's memory and the process's, of each kind of operation."""
 
     def turn(name: str, n: int) -> dict[str, float]:
@@ -103,23 +104,28 @@ def of_memory(path: Path) -> list[Cell]:
             found.update(json.loads(output_of(command)))
         return found
 
-    return [Cell("memory", name, partial(turn, name, n)) for name, (_, n) in memory.KINDS.items()]
+    most = setting.pick(_QUICK_TASKS, TASKS)[-1]
+    return [
+        Cell("memory", name, partial(turn, name, min(n, most)))
+        for name, (_, n) in memory.KINDS.items()
+    ]
 
 
 def section(setting: Setting) -> Outcome:
     """Measure."""
-    outcome = measure(by_depth(setting), setting.pick(3, 9), setting.say)
+    outcome = measure(by_depth(setting), setting.pick(3, 7), setting.say)
     with tempfile.TemporaryDirectory(dir=setting.folder, prefix="rawaio-benchmark-") as name:
         folder = Path(name)
         for i in range(max(FILES)):
-            files.make_file(folder / f"{i:06}", 64 << 10)
+            files.make_file(folder / f"{i:06}", 64 << 10, sync=False)
+        os.sync()  # all of them in one go
         for path in folder.iterdir():
             files.drop_cache(path)
             files.warm(path, direct=True)
             files.warm(path, direct=False)
-        outcome.add(measure(by_files(folder, setting), setting.pick(2, 7), setting.say))
+        outcome.add(measure(by_files(folder, setting), setting.pick(2, 5), setting.say))
     with files.temporary_file(setting.folder, 64 * _MIB) as path:
         files.warm(path, direct=False)
-        outcome.add(measure(by_tasks(path, setting), setting.pick(2, 5), setting.say))
-        outcome.add(measure(of_memory(path), 1, setting.say))
+        outcome.add(measure(by_tasks(path, setting), setting.pick(2, 3), setting.say))
+        outcome.add(measure(of_memory(path, setting), 1, setting.say))
     return outcome

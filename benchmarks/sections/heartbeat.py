@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["section"]
 
 _QUICK: Final = heartbeat.Size(read=128 << 20, written=64 << 20, seconds=1.0)
-_FULL: Final = heartbeat.Size(read=1 << 30, written=256 << 20, seconds=3.0)
+_FULL: Final = heartbeat.Size(read=1 << 30, written=256 << 20, seconds=2.0)
 
 
 def cell(group: str, name: str, path: Path, size: heartbeat.Size, loop: str) -> Cell:

@@ -77,5 +77,5 @@ def section(setting: Setting) -> Outcome:
     for group, ours in OURS.items():
         names = [*ours, *libaio, *chosen] if group == "read 512" else [*ours, *chosen]
         cells = [cell(name, group, group) for name in names]
-        outcome.add(measure(cells, setting.pick(3, 11), setting.say))
+        outcome.add(measure(cells, setting.pick(3, 7), setting.say))
     return outcome

@@ -33,9 +33,9 @@ def section(setting: Setting) -> Outcome:
         files.drop_cache(path)
         files.warm(path, direct=True)
         for depth in DEPTHS:
-            group, seconds = f"depth {depth}", setting.pick(0.3, 1.0)
+            group, seconds = f"depth {depth}", setting.pick(0.3, 0.5)
             job = Job(path, depth, seconds, nbytes=NBYTES, sequential=True)
             ways = [*_WAYS, _BULK] if depth > 1 else _WAYS
             cells = [*own_cells(group, job, ways, setting.loop), *fio_cells(group, job)]
-            outcome.add(measure(cells, setting.pick(2, 7), setting.say))
+            outcome.add(measure(cells, setting.pick(2, 5), setting.say))
     return outcome

@@ -77,7 +77,7 @@ def section(setting: Setting) -> Outcome:
             for name, program in PROGRAMS.items()
         ]
         measure(cells, 1, setting.say)  # compiles the modules
-        outcome = measure(cells, setting.pick(15, 50), setting.say)
+        outcome = measure(cells, setting.pick(15, 40), setting.say)
     loaded = Cell("asyncio's modules", "rawaio/import", count_modules)
     outcome.add(measure([loaded], 1, setting.say))
     return outcome

@@ -68,7 +68,7 @@ def synced_by_fio(path: Path, seconds: float) -> list[Cell]:
 def section(setting: Setting) -> Outcome:
     """Measure."""
     outcome = Outcome(missing=rivals.missing("fio", "caio", "aiofiles"))
-    rounds, seconds = setting.pick(2, 7), setting.pick(0.3, 0.7)
+    rounds, seconds = setting.pick(2, 5), setting.pick(0.3, 0.5)
     with files.temporary_file(setting.folder, setting.pick(64, 256) * _MIB) as path:
         files.drop_cache(path)
         files.warm(path, direct=True)

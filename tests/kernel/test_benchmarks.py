@@ -303,7 +303,8 @@ def test_operations_are_held_and_weighed(
 ) -> None:
     hold, _ = memory.KINDS[name]
     monkeypatch.setitem(memory.KINDS, name, (hold, 64))
-    (cell,) = (cell for cell in growth.of_memory(blocks) if cell.name == name)
+    cells = growth.of_memory(blocks, harness.Setting(blocks.parent))
+    (cell,) = (cell for cell in cells if cell.name == name)
     found = cell.turn()
     assert found.keys() == {"python_bytes", "resident_bytes"}
     assert found["python_bytes"] > 0

@@ -382,7 +382,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list
 
     monkeypatch.setattr(rivals, "why_not", lambda program: None)
     monkeypatch.setattr(files, "temporary_file", temporary_file)
-    monkeypatch.setattr(files, "make_file", lambda path, nbytes: None)
+    monkeypatch.setattr(files, "make_file", lambda path, nbytes, *, sync: None)
     monkeypatch.setattr(files, "warm", lambda path, *, direct: None)
     found: dict[str, list[Cell]] = {}
     for section, name in command.SECTIONS.items():
