@@ -101,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = parser()
     arguments = usage.parse_args(argv)
     # Before anything is measured, what would be found out too late.
+    for folder in (arguments.folder, arguments.json.parent if arguments.json else Path()):
+        if not folder.is_dir():
+            usage.error(f"{folder}: no such folder")
     if arguments.charts:
         from benchmarks import charts
 

@@ -1,6 +1,7 @@
 """What is to be reached, of docs/design.md, and what becomes of it.
 
-The median of the rounds is judged, as it is shown: to two digits behind the point. Of several ways
+The median of the rounds is judged, as it is shown: to two digits behind the point, so that what is
+no more than the last of them is no excess, and "lower" is 0.99 times. Of several ways
 of rawaio's the best counts for a row, and is named in it; other ways stand below it without a
 verdict. What rawaio is measured by is the best way of a rival.
 """

@@ -9,7 +9,8 @@ the kernel. rawaio is measured in several ways of use, through the ring and thro
 - batch+offset, plugged+offset: the same, each request with a new offset;
 - bulk: `pread_many` or `pwrite_many`, many thousands a call, from one buffer.
 
-Another way is a function, and a line in `RAWAIO`.
+Another way is a function and a line in `RAWAIO`, and is measured from then on; its verdict is a row
+of `benchmarks.budgets`. What does many thousands a call has a name that begins with "bulk".
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_the_rival_does_what_it_should(way: str, *, writes: bool) -> None:
     assert null.run(f"python-libaio/{way}", 1, writes=writes, operations=96) == {}
 
 
-@pytest.mark.parametrize("way", [way for way in null.RAWAIO if way != "bulk"])
+@pytest.mark.parametrize("way", [way for way in null.RAWAIO if not way.startswith("bulk")])
 def test_a_short_null_read_is_an_error(way: str, tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.touch()

@@ -452,7 +452,7 @@ def test_all_do_the_same_number_of_whole_batches() -> None:
     for quick in (False, True):
         for name in ("fio libaio/x", "python-libaio/batch", *null_section.OURS["read 512"]):
             operations = null_section.operations(name, Setting(Path(), quick=quick))
-            batch = null.BULK if "/bulk/" in name else null.DEPTH
+            batch = null.BULK if name.startswith("rawaio/bulk") else null.DEPTH
             assert operations % (8 * batch) == 0
 
 
@@ -739,6 +739,8 @@ def test_what_would_be_found_too_late_is_found_first(
         (["--charts", str(tmp_path)], "--charts: matplotlib is not installed"),
         (["--loop", "uvloop"], "--loop uvloop: not installed"),
         (["--compare", str(tmp_path / "none")], "--compare: "),
+        (["--json", str(tmp_path / "none" / "file")], "no such folder"),
+        (["--folder", str(tmp_path / "none")], "no such folder"),
         (["--only", "nothing"], "invalid choice: 'nothing'"),
     ):
         with pytest.raises(SystemExit):
