@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["section"]
 
 _MIB: Final = 1 << 20
-# Some tenths of a second of work for each. Whole tasks, and whole calls of
-# pread_many, in the shorter run, too.
+# Some tenths of a second of work for each; in quick runs half of it. Tasks share it alike, and
+# calls of pread_many are whole, in the shorter run, too.
 _OPERATIONS: Final = {
     "cached/rawaio": 131_072,
     "cached/caio": 32_768,
@@ -38,14 +38,15 @@ def command(group: str, name: str, path: Path, loop: str, operations: int) -> li
     )
 
 
-def cells(group: str, path: Path, loop: str) -> list[Cell]:
+def cells(group: str, path: Path, setting: Setting) -> list[Cell]:
     """What can be measured here of a group."""
+    part = setting.pick(2, 1)
     return [
         by_difference(
             group,
             name,
-            partial(command, group, name, path, loop),
-            _OPERATIONS[f"{group}/{program_of(name)}"],
+            partial(command, group, name, path, setting.loop),
+            _OPERATIONS[f"{group}/{program_of(name)}"] // part,
         )
         for name in asyncio_reads.WAYS[group]
         if rivals.why_not(program_of(name)) is None
@@ -58,9 +59,9 @@ def section(setting: Setting) -> Outcome:
     rounds = setting.pick(3, 7)
     with files.temporary_file(setting.folder, 64 * _MIB) as path:
         files.warm(path, direct=False)
-        outcome.add(measure(cells("cached", path, setting.loop), rounds, setting.say))
+        outcome.add(measure(cells("cached", path, setting), rounds, setting.say))
     with files.temporary_file(setting.folder, setting.pick(64, 256) * _MIB) as path:
         files.drop_cache(path)
         files.warm(path, direct=True)
-        outcome.add(measure(cells("direct", path, setting.loop), rounds, setting.say))
+        outcome.add(measure(cells("direct", path, setting), rounds, setting.say))
     return outcome
