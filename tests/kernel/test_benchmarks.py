@@ -202,6 +202,7 @@ def test_system_calls_are_counted(blocks: Path) -> None:
         few, many = (system_calls.count(system_calls.NAMES[0], blocks, n) for n in (10, 74))
     except harness.ProgramError as error:
         pytest.skip(f"strace cannot trace here: {error}")
-    assert many.total() - few.total() >= 64
+    # Not all calls together: threads without a lock yield to each other as often as they like.
+    assert many["io_submit"] - few["io_submit"] == 64
     with pytest.raises(OSError, match="1 bytes instead of 4096"):
         system_calls.check(b"x")
