@@ -553,15 +553,17 @@ def test_a_forgotten_file_is_closed_and_complained_about(
     runner: asyncio.Runner, path: Path, direct: bool
 ) -> None:
     async def main() -> None:
-        file = await rawaio.open(path, "r+", direct=direct)
-        await file.pread(4, 0)
-        await file.pwrite(b"x", 0)
-        await file.fsync()
+        files = [await rawaio.open(path, "r+", direct=direct)]
+        await files[0].pread(4, 0)
+        await files[0].pwrite(b"x", 0)
+        await files[0].fsync()
         with pytest.warns(ResourceWarning, match=f"unclosed rawaio.File .*{path.name}"):
-            del file  # at once: it is in no circle
-            if not getattr(sys, "_is_gil_enabled", lambda: True)():
-                # The descriptor was made by a thread that is asleep: it has to be asked.
-                gc.collect()
+            forget(files)
+
+    def forget(files: list[File]) -> None:
+        files.clear()  # at once: it is in no circle
+        if not getattr(sys, "_is_gil_enabled", lambda: True)():
+            gc.collect()  # the thread that made the descriptor is asleep, and has to be asked
 
     with no_leak(runner):
         runner.run(main())
