@@ -167,9 +167,18 @@ def test_an_error_holds_nothing_of_what_the_function_had(fail: Callable[[], None
 
 
 def test_an_error_of_the_kernel_is_made_anew_and_is_the_same() -> None:
-    function, _ = _lent(_no_space)
-    _, waiter = _done(function, lambda: None)
+    raised: list[OSError] = []
+
+    def fail() -> None:
+        try:
+            _no_space()
+        except OSError as error:
+            raised.append(error)
+            raise
+
+    _, waiter = _done(fail, lambda: None)
     error = waiter.error
+    assert error is not raised[0]
     assert type(error) is OSError
     assert (error.errno, error.strerror, error.filename) == (
         errno.ENOSPC,
