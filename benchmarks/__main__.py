@@ -32,6 +32,7 @@ SECTIONS: Final = {
     "startup": "startup",
     "heartbeat": "heartbeat",
     "system-calls": "system_calls",
+    "threads": "threads",
 }
 
 

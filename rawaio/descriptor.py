@@ -100,6 +100,9 @@ class Descriptor:
 
     def close(self) -> None:
         """Close it, unless that was done, or it is the caller's. Can block."""
+        self._close(os.close)
+
+    def _close(self, close: Callable[[int], None]) -> None:
         fd, self._fd = self._fd, -1
         # Of two threads that come here one takes it. Not a lock: a forked child could find it held.
         if fd >= 0 and self._owned:
@@ -107,19 +110,27 @@ class Descriptor:
                 self._right.pop()
             except IndexError:
                 return
-            os.close(fd)
+            close(fd)
 
-    def __del__(self) -> None:
+    def __del__(
+        self,
+        # Kept here: at the program's end this may be called when modules have nothing left in them.
+        close: Callable[[int], None] = os.close,
+        getpid: Callable[[], int] = os.getpid,
+        warn: Callable[..., None] = warnings.warn,
+        refused: type[OSError] = OSError,
+        warning: type[Warning] = ResourceWarning,
+    ) -> None:
         # -1 when __init__ did not get far. A forked child closes its copy and does not complain.
         if getattr(self, "_fd", -1) >= 0 and self._owned:
             try:
-                self.close()
-            except OSError:
+                self._close(close)
+            except refused:
                 pass
-            if self._pid == os.getpid():
-                warnings.warn(
+            if self._pid == getpid():
+                warn(
                     f"unclosed rawaio.File {self._name!r}",
-                    ResourceWarning,
+                    warning,
                     stacklevel=2,
                     source=self,
                 )

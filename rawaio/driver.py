@@ -13,7 +13,8 @@ Laws:
 - Nothing here blocks the loop: what is submitted on it either carries RWF_NOWAIT or is bounded, by
   `_TURN_BYTES` a turn.
 - Memory that was lent by the caller is the kernel's until the operation has finished; who is
-  cancelled waits for that (`settle`). Memory of rawaio's own is left to the operation.
+  cancelled waits for that (`settle`). Then nothing here refers to it any more, in no thread: a
+  `bytearray` can be resized at once. Memory of rawaio's own is left to the operation.
 - Everything runs in the loop's thread, but for `Operation.perform`.
 """
 
@@ -117,7 +118,8 @@ class Driver:
         self._plugs = 0
         self._heavy: deque[Operation] = deque()
         self._performing: set[Operation] = set()
-        self._performed: deque[tuple[Operation, Request | None, int]] = deque()
+        # Operation, request, result. The list is emptied here, whoever else still has it.
+        self._performed: deque[list[Any]] = deque()
         self._told = False
         self._workers = Workers()
         self._breathing = 0
@@ -525,7 +527,7 @@ class Driver:
             if operation.phase == Phase.STARTED:
                 try:
                     self._workers.post(
-                        (self._perform, (operation, request)),
+                        (self._perform, ([operation, request],)),
                         (performing.add, operation),
                         (heavy.popleft,),
                     )
@@ -535,13 +537,19 @@ class Driver:
             elif heavy and heavy[0] is operation:
                 heavy.popleft()
 
-    def _perform(self, operation: Operation, request: Request | None) -> None:
-        """In a thread."""
+    def _perform(self, work: list[Any]) -> None:
+        """In a thread. work: an operation, and its request; the result is put to them.
+
+        Once the loop has been told, this thread refers to neither but by way of work.
+        """
+        operation, request = work
         try:
             res = operation.perform(request)
         except BaseException as error:  # noqa: BLE001 - only MemoryError and the like come here
             res = -(getattr(error, "errno", None) or errno.EIO)
-        self._performed.append((operation, request, res))
+        del operation, request
+        work.append(res)
+        self._performed.append(work)
         if not self._told:
             self._told = True
             self._call_threadsafe(self._on_performed)
@@ -570,7 +578,7 @@ class Driver:
                     operation.fail(error)
             if operation.phase >= Phase.FINISHED:
                 performing.discard(operation)
-            performed.popleft()
+            performed.popleft().clear()
 
     # -- end ------------------------------------------------------------------------------------
 

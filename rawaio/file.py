@@ -288,9 +288,11 @@ class File(Writing):
                 waiter = driver.waiter()
                 self._last.append(waiter)
                 await waiter
-            descriptors = self._disown()
-            if descriptors:
-                await driver.last_call(partial(close_all, descriptors))
+            # Counted: another one that closes it waits until close(2) has returned.
+            with self._counted():
+                descriptors = self._disown()
+                if descriptors:
+                    await driver.last_call(partial(close_all, descriptors))
         except OSError:
             raise
         except BaseException:

@@ -250,7 +250,10 @@ async def transfer_many(
     if results:
         error = BulkError(results, len(offsets), nbytes)
         error.add_note(f"of {file!r}")
-        raise error
+        try:
+            raise error
+        finally:
+            del error, memory  # its traceback has this frame
 
 
 class _Section:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .errors import set_written, written
 from .syscalls import RWF, Opcode
 
 if TYPE_CHECKING:
@@ -199,7 +201,8 @@ class Call(Operation):
     """A function that may block, called in a thread.
 
     A function that has begun is not interrupted; when nobody waits for its result any more,
-    unwanted is called with it, in the thread.
+    unwanted is called with it, in the thread. Function and arguments are let go before who waits
+    is given the result, and an error does not hold them either.
     """
 
     __slots__ = ("_function", "_handed", "_outcome", "_unwanted")
@@ -211,7 +214,7 @@ class Call(Operation):
         unwanted: Callable[[Any], object] | None = None,
     ) -> None:
         super().__init__(driver)
-        self._function = function
+        self._function: Callable[[], object] = function
         self._unwanted = unwanted
         self._handed = False
         self._outcome: tuple[object, BaseException | None] | None = None
@@ -229,15 +232,21 @@ class Call(Operation):
         try:
             self._outcome = self._function(), None
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits
+            _clear_frames(error)
             self._outcome = None, error
         return 0
 
     def completed(self, res: int) -> None:
         """Hand over what the function returned or raised."""
-        assert self._outcome is not None
+        if self._outcome is None:
+            return  # it failed, and this is repeated
+        # Here, where it was made. On a free-threaded build what is let go of last by another thread
+        # than the one that made it lives until that one runs again, which may be asleep.
+        self._function = _over
         result, error = self._outcome
         if error is not None:
-            self.fail(error)
+            self.fail(_made_here(error))
+            self._outcome = None  # whose traceback has a frame that has this call
             return
         if not self.wanted and not self._handed:
             self._dispose_of(result)
@@ -255,3 +264,30 @@ class Call(Operation):
         unwanted, self._unwanted = self._unwanted, None
         if unwanted is not None:
             self.driver.dispose(lambda: unwanted(result))
+
+
+def _over() -> None:
+    """In the place of a function that was called."""
+
+
+def _made_here(error: BaseException) -> BaseException:
+    """The same error, made by this thread; see `Call.completed`. The kernel's errors only."""
+    if not isinstance(error, OSError) or type(error).__module__ != "builtins":
+        return error
+    mine = copy(error)
+    if hasattr(error, "characters_written"):
+        set_written(mine, written(error))
+    mine.__cause__, mine.__context__ = error.__cause__, error.__context__
+    mine.__suppress_context__ = error.__suppress_context__
+    return mine.with_traceback(error.__traceback__)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Let go of what the functions had that ended by an error; their lines are still known.
+
+    Not of what a function is a closure of.
+    """
+    traceback = error.__traceback__
+    assert traceback is not None
+    while (traceback := traceback.tb_next) is not None:  # the first is of who called them
+        traceback.tb_frame.clear()

@@ -174,20 +174,20 @@ class Reading(Handle):
                 while begun < nbytes and len(ahead) < _PIECES:
                     # Up to a block boundary, and so the next piece begins at one.
                     n = min(PIECE - ((offset + begun) & ~self.mask), nbytes - begun)
-                    operation = BouncedRead(self, n, offset + begun, view[begun : begun + n])
-                    operation.begin()
-                    ahead.append(operation)
+                    ahead.append(BouncedRead(self, n, offset + begun, view[begun : begun + n]))
+                    ahead[-1].begin()
                     begun += n
                 if not ahead:
                     return done
-                operation = ahead.popleft()
-                got: int = await operation.waiter
+                got: int = await ahead[0].waiter
                 done += got
-                if got < operation.wanted_bytes:
+                if got < ahead.popleft().wanted_bytes:
                     return done
         finally:
-            for operation in ahead:
-                self.driver.abandon(operation)
+            # An error has this frame in its traceback: nothing that has the error stays here.
+            while ahead:
+                ahead[0].forget_target()
+                self.driver.abandon(ahead.popleft())
 
     async def _read_vector(self, views: list[memoryview], offset: int, total: int) -> int:
         if total <= MOST and self._are_aligned(views, offset):

@@ -353,6 +353,10 @@ class BouncedRead(_Read):
         self.view = self._slot = None
         self.file.give_slot(slot)
 
+    def forget_target(self) -> None:
+        """Nothing is to be copied any more, and the caller has his memory again."""
+        self._target = None
+
     @property
     def wanted_bytes(self) -> int:
         """How many bytes are asked for."""
@@ -514,6 +518,7 @@ class Write(Transfer):
         """See `Operation`."""
         if self._hold is not None:
             self.file.lock.release(self._hold)
+            self._hold = None  # it has this operation, and so the caller's memory
         self._held = True
         super().released()
 

@@ -198,18 +198,21 @@ class Writing(Reading):
         self, view: memoryview, offset: int, flags: int, before: int, *, once: bool
     ) -> None:
         """Write through the page cache where the file ends; held. before: written already."""
+        # Not a function in here: an error would hold it, and it would hold view.
+        await self._call(partial(self._write_to_twin, view, offset, flags, before, once))
 
-        def write() -> None:
-            if self._twin is None:
-                try:
-                    self._twin = buffered_twin(self.descriptor)
-                except OSError as error:
-                    set_written(error, before)
-                    raise
-            rest = [view[before:]]
-            write_whole(self._twin, rest, offset + before, flags, before=before, once=once)
-
-        await self._call(write)
+    def _write_to_twin(
+        self, view: memoryview, offset: int, flags: int, before: int, once: bool
+    ) -> None:
+        """In a thread."""
+        if self._twin is None:
+            try:
+                self._twin = buffered_twin(self.descriptor)
+            except OSError as error:
+                set_written(error, before)
+                raise
+        rest = [view[before:]]
+        write_whole(self._twin, rest, offset + before, flags, before=before, once=once)
 
     async def _write_vector(
         self, views: list[memoryview], offset: int, total: int, flags: int

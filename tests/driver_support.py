@@ -16,8 +16,6 @@ import pytest
 import rawaio
 from rawaio.driver import Driver
 from rawaio.handle import _SLOTS
-from rawaio.operation import Operation
-from rawaio.request import Request
 from tests.context_support import LIMIT_S
 
 _T = TypeVar("_T")
@@ -152,9 +150,9 @@ class Gate:
         if not self._held:
             self._on_performed()
 
-    def _gated_perform(self, operation: Operation, request: Request | None) -> None:
+    def _gated_perform(self, work: list[Any]) -> None:
         self._go.wait()
-        self._perform(operation, request)
+        self._perform(work)
 
 
 @contextmanager

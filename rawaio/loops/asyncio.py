@@ -29,6 +29,34 @@ _drivers: Final[
 ] = weakref.WeakKeyDictionary()
 
 
+class _Over:
+    """In the place of a waiter that was waited for, and has an error.
+
+    An error has, by its traceback, the frames that it went through, and they have the operation
+    and the caller's memory: an operation that had the error too would keep all that until garbage
+    is collected.
+    """
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: object, /) -> None:
+        raise NotImplementedError
+
+    set_exception = set_result
+
+    def cancel(self) -> bool:
+        return False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise NotImplementedError
+
+
+_OVER: Final = _Over()
+
+
 @coroutine
 def _pause() -> Generator[None, None, None]:
     yield
@@ -186,6 +214,10 @@ class AsyncioDriver(Driver):
             return await operation.waiter
         except asyncio.CancelledError as error:
             cancelled = error
+        except BaseException:
+            # Whoever has the error has this frame, and those of the callers, with their memory.
+            operation.waiter = _OVER
+            raise
         operation.cancelled()
         while not operation.withdraw() and operation.phase != Phase.FINISHED:
             # Whoever cancelled us has cancelled the waiter too.
@@ -197,7 +229,11 @@ class AsyncioDriver(Driver):
                 cancelled = error
             except Exception:  # noqa: BLE001 - the caller is cancelled, and never sees it
                 break
-        raise cancelled
+        operation.waiter = _OVER
+        try:
+            raise cancelled
+        finally:
+            del cancelled
 
     def abandon(self, operation: Operation) -> None:
         """See `Driver`."""

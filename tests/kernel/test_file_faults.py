@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
@@ -17,6 +18,7 @@ import pytest
 import rawaio
 from rawaio import aligned_buffer
 from tests.context_support import LIMIT_S
+from tests.driver_support import until
 from tests.filesystems import file_size_limit, free
 from tests.fuse_server import FuseServer
 from tests.loopdevice import loop_device
@@ -661,6 +663,40 @@ def test_close_waits_for_what_is_under_way(
         assert not is_open(fd)
         await asyncio.gather(*closes)
         await file.close()
+
+    runner.run(within(main()))
+
+
+@ENGINES
+def test_a_second_close_waits_until_the_first_has_closed_the_file(
+    runner: asyncio.Runner, ext4: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    (ext4 / "file").touch()
+    begun, go = threading.Event(), threading.Event()
+    real = os.close
+
+    async def main() -> None:
+        file = await rawaio.open(ext4 / "file", engine=engine)
+        mine = file.fileno()
+
+        def close(fd: int) -> None:
+            if fd == mine:
+                begun.set()
+                assert go.wait(LIMIT_S)
+            real(fd)
+
+        monkeypatch.setattr(os, "close", close)
+        try:
+            first = asyncio.ensure_future(file.close())
+            await until(begun.is_set)
+            second = asyncio.ensure_future(file.close())
+            await turns()
+            assert not first.done()
+            assert not second.done()
+        finally:
+            go.set()
+        await asyncio.gather(first, second)
+        assert file.statistics().under_way == 0
 
     runner.run(within(main()))
 

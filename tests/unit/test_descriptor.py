@@ -100,19 +100,31 @@ def test_the_caller_s_descriptor_is_not_closed(closed: list[int]) -> None:
     assert closed == []
 
 
-def test_an_owned_descriptor_is_closed_when_it_is_forgotten(closed: list[int]) -> None:
-    descriptor = Descriptor(1234, "name", owned=False)
+def test_an_owned_descriptor_is_closed_when_it_is_forgotten() -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    descriptor = Descriptor(fd, "name", owned=False)
     descriptor.own()
     with pytest.warns(ResourceWarning, match="unclosed rawaio.File 'name'"):
         del descriptor
-    assert closed == [1234]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
-def test_an_error_of_a_forgotten_descriptor_is_nobody_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    def close(fd: int) -> None:
-        raise OSError(5, "no disk")
-
-    monkeypatch.setattr(os, "close", close)
-    descriptor = Descriptor(1234, "name")
+def test_an_error_of_a_forgotten_descriptor_is_nobody_s() -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(fd)
+    descriptor = Descriptor(fd, "name")
     with pytest.warns(ResourceWarning):
         del descriptor
+
+
+def test_a_forgotten_descriptor_needs_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the program's end there may be none left."""
+    fd = os.open(os.devnull, os.O_RDONLY)
+    descriptor = Descriptor(fd, "name")
+    for name in ("os", "warnings"):
+        monkeypatch.setattr(f"rawaio.descriptor.{name}", None)
+    with pytest.warns(ResourceWarning, match="unclosed rawaio.File 'name'"):
+        del descriptor
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
