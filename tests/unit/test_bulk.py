@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rawaio
-from rawaio.bulk import check_sizes, column, evenly
+from rawaio.pieces import Pieces, column
 
 OFFSETS = st.integers(0, (1 << 63) - 1)
 
@@ -69,24 +69,24 @@ def test_what_are_no_ints_is_refused(bad: Any) -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    offsets = column([0, 1, 2])
-    check_sizes(offsets, 4, bytes(12))
-    for nbytes, memory in ((4, bytes(11)), (4, bytes(13)), (5, bytes(12))):
+    offsets = [0, 1, 2]
+    assert Pieces(offsets, bytearray(12), 4, reading=True).total == 12
+    for nbytes, size in ((4, 11), (4, 13), (5, 12)):
         with pytest.raises(ValueError, match="bytes of memory"):
-            check_sizes(offsets, nbytes, memory)
+            Pieces(offsets, bytearray(size), nbytes, reading=True)
     for nbytes in (0, -1, 0x7FFFF001):
         with pytest.raises(ValueError, match="nbytes"):
-            check_sizes(offsets, nbytes, b"")
+            Pieces(offsets, bytearray(), nbytes, reading=True)
 
 
 def test_data_are_divided_evenly() -> None:
-    assert evenly(bytes(12), 3) == 4
-    assert evenly(array("i", [1, 2, 3]), 3) == 4
-    assert evenly(b"", 0) == 1
+    assert Pieces([0, 1, 2], bytes(12), reading=False).nbytes == 4
+    assert Pieces([0, 1, 2], array("i", [1, 2, 3]), reading=False).nbytes == 4
+    assert Pieces([], b"", reading=False).total == 0
     with pytest.raises(ValueError, match="evenly"):
-        evenly(bytes(13), 3)
+        Pieces([0, 1, 2], bytes(13), reading=False)
     with pytest.raises(ValueError, match="no offsets"):
-        evenly(b"x", 0)
+        Pieces([], b"x", reading=False)
 
 
 def test_the_error_names_what_was_not_whole() -> None:
