@@ -54,15 +54,13 @@ def column(numbers: Numbers, what: str = "offset") -> memoryview:
     """
     given: Any = numbers
     words: memoryview | None = None
-    kind: object = type(given)
+    kind: Any = given.__class__
     if kind is list or kind is tuple:
         try:
             # "Q", because it is made of ints in half the time of "q".
-            words = memoryview(array("Q", given))
+            words = _words(array("Q", given))
         except OverflowError:
             pass  # a negative number, or worse
-        else:
-            words = words.cast("B").cast("q") if words else memoryview(array("q"))
     elif kind is not range:
         try:
             view = memoryview(given)
@@ -98,6 +96,12 @@ def _signed(given: Any, what: str) -> memoryview:  # noqa: ANN401 - is looked at
         return memoryview(array("q", given))
     except OverflowError:
         raise ValueError(f"{what}s have to be within 0..2**63-1; one is beyond") from None
+
+
+def _words(unsigned: array[int]) -> memoryview:
+    """What is in an array("Q"), as signed words."""
+    # An empty view cannot be cast.
+    return memoryview(unsigned).cast("B").cast("q") if unsigned else memoryview(array("q"))
 
 
 @cache
@@ -204,6 +208,7 @@ class Pieces:
         lengths: Numbers | None,
         reading: bool,
     ) -> None:
+        buffers = tuple(buffers)  # nobody changes these
         self._as_many(len(buffers), "buffer")
         try:
             views = [memoryview(buffer) for buffer in buffers]
@@ -211,7 +216,7 @@ class Pieces:
             self._addresses = _addresses(buffers, views, reading)
         except (TypeError, ValueError, BufferError):
             _refuse_first(buffers, pin_destination if reading else pin_source)
-        self.lengths = memoryview(array("Q", list(map(_NBYTES, views)))).cast("B").cast("q")
+        self.lengths = _words(array("Q", list(map(_NBYTES, views))))
         self.total = _sum(self.lengths)
         self._agree(self.lengths, nbytes, lengths)
 
@@ -275,7 +280,7 @@ class Pieces:
         ):
             raise RuntimeError("lengths were changed while they were used")
         self._mark = first + n, places[n]
-        return memoryview(places).cast("B").cast("q")[:n], memoryview(lengths)
+        return _words(places)[:n], memoryview(lengths)
 
     def _progression(self, first: int, n: int) -> memoryview:
         nbytes = self._equal
@@ -305,15 +310,16 @@ class Pieces:
         part.views = self.views[first : first + n]
         part._anchor = self._anchor
         part.made = part.memory = part._bytes = part._addresses = None
-        addresses, part.lengths = self.stretch(first, n)
-        part.address = addresses[0]
-        part._mark = 0, part.address
         part._run, part._step = (0, 0, 0), (0, 0)
-        if part.lengths is None:
+        if self.lengths is None:
+            part.lengths = None
             part.total = n * self._equal
+            part.address = self.address + first * self._equal
         else:
+            part._addresses, part.lengths = self.stretch(first, n)
+            assert part.lengths is not None
             part.total = sum(part.lengths)
-            part._addresses = addresses
+            part.address = part._addresses[0]
         if self.memory is not None:
             if self._bytes is None:
                 self._bytes = _as_bytes(self.memory)
@@ -395,7 +401,7 @@ def _addresses(buffers: Sequence[Any], views: list[memoryview], reading: bool) -
         if reading:
             raise
         places = array("Q", [pin_source(view).address for view in views])
-    return memoryview(places).cast("B").cast("q")
+    return _words(places)
 
 
 def _refuse_first(buffers: Sequence[Any], pin: Callable[[Any], object]) -> NoReturn:
