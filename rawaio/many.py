@@ -134,8 +134,8 @@ class Lanes:
             self._owned.append(lane)
             self._watch(driver, lane)
         operation = BulkOperation(driver, lane, job)
-        self._lanes[lane] = operation
         try:
+            self._lanes[lane] = operation
             operation.begin()
             self._after(driver, lane, operation)
         except Exception as error:  # noqa: BLE001 - its task has to know
@@ -146,6 +146,15 @@ class Lanes:
             lane.close()
             raise
         return operation
+
+    def abort(self, job: Bulk) -> None:
+        """Nobody waits for a job, and its memory is about to be used. Can block: 30 ms and more."""
+        driver = self._driver()
+        assert driver is not None
+        for lane, operation in list(self._lanes.items()):
+            if operation is not None and operation.job is job:
+                self._give_up(driver, lane)
+                lane.close()
 
     def _watch(self, driver: Driver, lane: BulkLane) -> None:
         driver._watch(lane.eventfd, partial(self._on_readable, lane))
@@ -188,10 +197,13 @@ class Lanes:
             # That one is raised out of the loop, and not a second time in the task.
             failure = RawAIOError(f"many operations were cut short by {type(error).__name__}")
 
+        # A thread may remember what it has called, and is not to keep the caller's memory so.
+        ends = [] if operation is None else [partial(operation.fail, failure)]
+
         def close() -> None:
             lane.close()
-            if operation is not None:
-                driver._call_threadsafe(partial(operation.fail, failure))
+            if ends:
+                driver._call_threadsafe(ends.pop())
 
         driver.dispose(close)
 
@@ -358,12 +370,19 @@ class _Section:
         if driver.credit <= 0:
             await driver.breathe()
         job = Bulk(self.opcode, file.descriptor, self.pieces, rw_flags=file.nowait_flag)
-        operation = lanes_of(driver).start(job)
-        if operation.phase == Phase.FINISHED:
-            # Nothing was waited for: others are to have their turn all the same.
-            driver.credit -= 1 + job.total // _CREDIT + self.pieces.total // _CREDIT_BYTES
-        else:
-            await driver.settle(operation)
+        lanes = lanes_of(driver)
+        try:
+            operation = lanes.start(job)
+            if operation.phase == Phase.FINISHED:
+                # Nothing was waited for: others are to have their turn all the same.
+                driver.credit -= 1 + job.total // _CREDIT + self.pieces.total // _CREDIT_BYTES
+            await driver.settle(operation)  # also for its error
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if job.in_flight:  # what is settled has none
+                lanes.abort(job)
+            raise
         failures = job.failures
         # As good as always refused, or worth another try.
         patience.refused = LOST if len(failures) > job.total // 2 else 0

@@ -9,8 +9,10 @@ import random
 import resource
 import signal
 import threading
+import tracemalloc
 from array import array
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,121 @@ def test_writes(ctx: rawaio.IOContext, fd: int, path: Path, count: int) -> None:
     written = path.read_bytes()
     for at, i in enumerate(order):
         assert written[70 * i : 70 * (i + 1)] == data[70 * at : 70 * (at + 1)]
+
+
+SHAPES = ["packed", "packed int64", "buffers", "tuple of views"]
+
+
+def cut(shape: str, memory: memoryview, lengths: list[int]) -> dict[str, Any]:
+    """One buffer as an argument of several lengths."""
+    if shape == "packed":
+        return {"out": memory, "lengths": lengths}
+    if shape == "packed int64":
+        return {"out": memory, "lengths": array("q", lengths)}
+    stops = list(accumulate(lengths))
+    views = [memory[stop - n : stop] for stop, n in zip(stops, lengths, strict=True)]
+    return {"out": views if shape == "buffers" else tuple(views)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 600, 3000])
+def test_reads_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, content: bytes, shape: str, count: int
+) -> None:
+    chance = random.Random(count)
+    offsets = [chance.randrange(len(content) - 100) for _ in range(count)]
+    lengths = [chance.choice([0, 1, 33, 100]) for _ in range(count)]
+    expected = b"".join(content[o : o + n] for o, n in zip(offsets, lengths, strict=True))
+    out = bytearray(sum(lengths))
+    given = cut(shape, memoryview(out), lengths)
+    assert ctx.pread_many(fd, offsets, **given) == len(out)
+    assert out == expected
+    assert ctx.pread_many(fd, array("q", offsets), lengths=lengths) == expected
+
+
+@pytest.mark.parametrize("form", ["packed", "bytes", "bytearrays"])
+@pytest.mark.parametrize("count", [1, 17, 600])
+def test_writes_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, path: Path, form: str, count: int
+) -> None:
+    chance = random.Random(count)
+    parts = [chance.randbytes(chance.randrange(71)) for _ in range(count)]
+    offsets = [70 * i for i in range(count)]
+    chance.shuffle(offsets)
+    lengths = list(map(len, parts))
+    if form == "packed":
+        done = ctx.pwrite_many(fd, offsets, b"".join(parts), lengths=lengths)
+    else:
+        done = ctx.pwrite_many(fd, offsets, parts if form == "bytes" else [*map(bytearray, parts)])
+    assert done == sum(lengths)
+    written = path.read_bytes()
+    for offset, part in zip(offsets, parts, strict=True):
+        assert written[offset : offset + len(part)] == part
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_failures_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, content: bytes, shape: str
+) -> None:
+    end = len(content)
+    offsets = [0, end - 5, end, (1 << 63) - 4, end, 3]
+    lengths = [10, 8, 7, 6, 0, 9]
+    out = bytearray(sum(lengths))
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(fd, offsets, **cut(shape, memoryview(out), lengths))
+    assert caught.value.counts == {1: 5, 2: 0, 3: 0}
+    assert caught.value.errors == {1: 0, 2: 0, 3: singly(fd, offsets[3:4], 6)[0][0]}
+    assert out[:15] == content[:10] + content[end - 5 :]
+    assert out[-9:] == content[3:12]
+
+
+def test_one_lane_for_jobs_of_all_shapes(fd: int, content: bytes) -> None:
+    """What is in the slab from one job is not taken for the next one's."""
+    chance = random.Random(0)
+    same = bytearray(40 * 9)
+    with rawaio.IOContext(16) as context:
+        for turn in range(60):
+            count = chance.choice([1, 5, 40, 600])
+            offsets = [chance.randrange(len(content) - 9) for _ in range(count)]
+            lengths = [9] * count if turn % 2 else [chance.randrange(10) for _ in range(count)]
+            expected = b"".join(content[o : o + n] for o, n in zip(offsets, lengths, strict=True))
+            shape = chance.choice(["equal", "same", *SHAPES])
+            if shape == "same" and count <= 40 and turn % 2:
+                # The same memory again, of another number of operations.
+                out = memoryview(same)[: 9 * count]
+                context.pread_many(fd, offsets, 9, out)
+            elif shape in ("equal", "same") and turn % 2:
+                out = memoryview(context.pread_many(fd, offsets, 9))
+            else:
+                out = memoryview(bytearray(sum(lengths)))
+                shape = "packed" if shape in ("equal", "same") else shape
+                context.pread_many(fd, offsets, **cut(shape, out, lengths))
+            assert out == expected
+        assert len(context._lanes) == 1
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_a_million_take_little_memory(lengths: bool) -> None:
+    """Nothing is kept for each operation that was not given."""
+    count = 1_000_000
+    offsets, out = array("q", [0]) * count, bytearray(count)
+    given: dict[str, Any] = {"lengths": array("q", [1]) * count} if lengths else {"nbytes": 1}
+    with open("/dev/zero", "rb", buffering=0) as zero, rawaio.IOContext(32) as context:
+        context.pread_many(
+            zero,
+            offsets[:5000],
+            out=out[:5000],
+            **({"lengths": given["lengths"][:5000]} if lengths else given),
+        )
+        out[:] = b"x" * count
+        tracemalloc.start()
+        try:
+            assert context.pread_many(zero, offsets, out=out, **given) == count
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 1 << 20
+    assert not any(out)
 
 
 def test_the_same_failures_as_one_by_one(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
@@ -352,6 +469,52 @@ def test_files_let_others_run(path: Path) -> None:
             await task
             # 128 at a time, and four times that before the loop has its turn.
             assert turns > 40000 // (128 * 4) // 2
+
+    asyncio.run(main())
+
+
+def test_many_small_calls_let_others_run(path: Path) -> None:
+    """Also where each is answered at once, and nothing is waited for."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False) as f:
+            turns = 0
+            done = False
+
+            async def other() -> None:
+                nonlocal turns
+                while not done:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            task = asyncio.create_task(other())
+            await asyncio.sleep(0)
+            out = bytearray(160)
+            for _ in range(1000):
+                await f.pread_many(range(10), 16, out)
+            done = True
+            await task
+            assert turns > 1000 * 10 // 512
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_files_take_little_memory(path: Path, lengths: bool) -> None:
+    async def main() -> None:
+        count = 200_000
+        offsets, out = array("q", [3]) * count, bytearray(count)
+        given: dict[str, Any] = {"lengths": array("q", [1]) * count} if lengths else {"nbytes": 1}
+        async with rawaio.open(path, direct=False) as f:
+            await f.pread_many(offsets[:10], 1)
+            tracemalloc.start()
+            try:
+                assert await f.pread_many(offsets, out=out, **given) == count
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert peak < 4 << 20  # what a section of 16384 may take
+        assert len(set(out)) == 1
 
     asyncio.run(main())
 
