@@ -151,6 +151,16 @@ def test_failures_of_several_lengths(
     assert out[-9:] == content[3:12]
 
 
+def test_long_ones_beside_a_short_one(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
+    """All bits of a length are compared, in a run where one is not whole."""
+    lengths = [70_000, 1 << 17, 65_536, 3]
+    out = bytearray(sum(lengths))
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(fd, [1, 2, 3, len(content) - 1], out=out, lengths=lengths)
+    assert caught.value.counts == {3: 1}
+    assert out[:-3] == content[1:70_001] + content[2 : 2 + (1 << 17)] + content[3:65_539]
+
+
 def test_one_lane_for_jobs_of_all_shapes(fd: int, content: bytes) -> None:
     """What is in the slab from one job is not taken for the next one's."""
     chance = random.Random(0)
