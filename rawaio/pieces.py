@@ -272,7 +272,6 @@ class Pieces:
             stop = min(before + _CHUNK, first)
             address += sum(self.lengths[before:stop].tolist())
             before = stop
-        self._mark = first, address
         places = array("Q", list(accumulate(lengths.tolist(), initial=address)))
         if (
             min(lengths) < 0

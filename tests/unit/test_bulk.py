@@ -150,6 +150,16 @@ def test_stretches_tell_where_each_is(
     assert told(again, n) == expected[again : again + n]
 
 
+def test_stretches_of_like_lengths_go_on_from_each_other() -> None:
+    """Each is made of the one before, however much further it begins."""
+    pieces = Pieces(range(100), None, 3, reading=True)
+    first = 0
+    for n in (5, 6, 8, 8, 7, 5, 5, 6):
+        addresses, _ = pieces.stretch(first, n)
+        assert addresses.tolist() == [pieces.address + 3 * i for i in range(first, first + n)]
+        first += n
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(LENGTHS, st.data())
 def test_parts_are_some_of_them(shape: str, lengths: list[int], data: st.DataObject) -> None:
@@ -295,12 +305,13 @@ def test_lengths_of_nothing() -> None:
 
 def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
     """An address beyond the memory is not made, whatever the caller does to the buffer."""
-    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4]):
-        lengths = array("q", [2, 3, 4])
-        pieces = Pieces(range(3), None, lengths=lengths, reading=True)
-        lengths[:] = array("q", changed)
-        with pytest.raises(RuntimeError, match="changed"):
-            [pieces.stretch(first, 1) for first in range(3)]
+    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2]):
+        for n in (1, 3):
+            lengths = array("q", [2, 3, 4])
+            pieces = Pieces(range(3), None, lengths=lengths, reading=True)
+            lengths[:] = array("q", changed)
+            with pytest.raises(RuntimeError, match="changed"):
+                [pieces.stretch(first, n) for first in range(0, 3, n)]
 
 
 def test_the_first_negative_one_is_named() -> None:
