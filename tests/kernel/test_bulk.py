@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import rawaio
-from rawaio import bulk
+from rawaio import bulk, many
 from rawaio.bulk import Bulk, BulkLane
 from rawaio.pieces import Pieces
 from rawaio.syscalls import Opcode
@@ -479,6 +479,32 @@ def test_files_let_others_run(path: Path) -> None:
             await task
             # 128 at a time, and four times that before the loop has its turn.
             assert turns > 40000 // (128 * 4) // 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("direct", ["prefer", False], ids=["direct", "buffered"])
+@pytest.mark.parametrize("shape", ["equal", *SHAPES])
+def test_files_in_sections(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, direct: Any, shape: str
+) -> None:
+    """What fails is told by its index in the whole, and memory is counted through."""
+    monkeypatch.setattr(many, "_SECTION", 8)
+
+    async def main() -> None:
+        end = 64 * BLOCK
+        offsets = [BLOCK * i for i in range(21)]
+        offsets[3] = offsets[11] = offsets[20] = end
+        lengths = [BLOCK] * 21 if shape == "equal" else [BLOCK * (1 + i % 2) for i in range(21)]
+        out = rawaio.aligned_buffer(sum(lengths))
+        given = {"nbytes": BLOCK, "out": out} if shape == "equal" else cut(shape, out, lengths)
+        async with rawaio.open(path, direct=direct) as f:
+            with pytest.raises(rawaio.BulkError) as caught:
+                await f.pread_many(offsets, **given)
+        assert caught.value.counts == {3: 100, 11: 100, 20: 100}
+        for i, stop in enumerate(accumulate(lengths)):
+            found = content[offsets[i] : offsets[i] + lengths[i]]
+            assert out[stop - lengths[i] :][: len(found)] == found
 
     asyncio.run(main())
 
