@@ -11,6 +11,7 @@ import signal
 import threading
 import tracemalloc
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -21,8 +22,10 @@ import pytest
 import rawaio
 from rawaio import bulk, many
 from rawaio.bulk import Bulk, BulkLane
+from rawaio.many import _Section
 from rawaio.pieces import Pieces
 from rawaio.syscalls import Opcode
+from rawaio.transfer import FileCall
 from tests.fuse_server import FuseServer
 
 BLOCK = 4096
@@ -497,7 +500,9 @@ def test_files_in_sections(
         offsets[3] = offsets[11] = offsets[20] = end
         lengths = [BLOCK] * 21 if shape == "equal" else [BLOCK * (1 + i % 2) for i in range(21)]
         out = rawaio.aligned_buffer(sum(lengths))
-        given = {"nbytes": BLOCK, "out": out} if shape == "equal" else cut(shape, out, lengths)
+        given: dict[str, Any] = {"nbytes": BLOCK, "out": out}
+        if shape != "equal":
+            given = cut(shape, out, lengths)
         async with rawaio.open(path, direct=direct) as f:
             with pytest.raises(rawaio.BulkError) as caught:
                 await f.pread_many(offsets, **given)
@@ -507,6 +512,32 @@ def test_files_in_sections(
             assert out[stop - lengths[i] :][: len(found)] == found
 
     asyncio.run(main())
+
+
+def test_threads_get_few_calls_at_a_time(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "_CHUNK", 4)
+    seen: list[int] = []
+    begin = _Section._begin
+
+    def counted(section: _Section, ahead: deque[FileCall], indexes: list[int]) -> None:
+        begin(section, ahead, indexes)
+        assert len(indexes) <= 4
+        seen.append(len(ahead))
+
+    monkeypatch.setattr(_Section, "_begin", counted)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            f.no_nowait()
+            assert await f.pread_many(range(101), 2) == b"".join(
+                content[i : i + 2] for i in range(101)
+            )
+
+    asyncio.run(main())
+    assert len(seen) == 26
+    assert max(seen) == many._CHUNKS
 
 
 def test_many_small_calls_let_others_run(path: Path) -> None:
