@@ -380,7 +380,7 @@ class _Section:
         except GeneratorExit:
             raise
         except BaseException:
-            if job.in_flight:  # what is settled has none
+            if job.finished != job.total:  # as it is when it is settled
                 lanes.abort(job)
             raise
         failures = job.failures
@@ -443,12 +443,10 @@ class _Section:
                 indexes.append(i)
                 size += length
                 if len(indexes) == _CHUNK or size >= _CHUNK_BYTES:
-                    if len(ahead) == _CHUNKS:
-                        await self._ended(ahead)
-                    self._begin(ahead, indexes)
+                    await self._begin(ahead, indexes)
                     indexes, size = [], 0
             if indexes:
-                self._begin(ahead, indexes)
+                await self._begin(ahead, indexes)
             while ahead:
                 await self._ended(ahead)
         except GeneratorExit:
@@ -464,7 +462,9 @@ class _Section:
             raise
         return ragged
 
-    def _begin(self, ahead: deque[FileCall], indexes: list[int]) -> None:
+    async def _begin(self, ahead: deque[FileCall], indexes: list[int]) -> None:
+        if len(ahead) == _CHUNKS:
+            await self._ended(ahead)
         call = FileCall(self.file, partial(self._in_thread, indexes))
         call.begin()
         ahead.append(call)

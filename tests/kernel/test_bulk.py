@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import gc
 import os
 import random
 import resource
@@ -22,9 +24,10 @@ import pytest
 import rawaio
 from rawaio import bulk, many
 from rawaio.bulk import Bulk, BulkLane
+from rawaio.kernel import Kernel
 from rawaio.many import _Section
 from rawaio.pieces import Pieces
-from rawaio.syscalls import Opcode
+from rawaio.syscalls import Opcode, numbers
 from rawaio.transfer import FileCall
 from tests.fuse_server import FuseServer
 
@@ -338,16 +341,40 @@ def test_an_exception_from_outside_leaves_nothing_to_the_kernel(
     with rawaio.IOContext(4) as context:
         out = bytearray(100 * 10)
 
+        struck: list[BulkLane] = []
+
         def strike(lane: BulkLane) -> int:
-            del lane
+            struck.append(lane)
             raise _StruckError
 
         with monkeypatch.context() as patch:
             patch.setattr(BulkLane, "collect", strike)
             with pytest.raises(_StruckError):
                 context.pread_many(fd, range(100), 10, out)
+        # Whoever still has the lane, as a traceback has.
+        assert struck.pop().closed
         out.extend(b"moved")
         assert context.pread_many(fd, range(100), 10, out[:1000]) == 1000
+
+
+def test_a_lane_that_nobody_closed_keeps_its_job_until_the_kernel_is_done(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[object] = []
+    destroy = Kernel.destroy
+
+    def watch(kernel: Kernel) -> None:
+        kept.append(kernel.keeps)
+        destroy(kernel)
+
+    monkeypatch.setattr(Kernel, "destroy", watch)
+    job = Bulk(Opcode.PREAD, fd, Pieces([0], bytearray(1), 1, reading=True))
+    lane = BulkLane(1)
+    lane.begin(job)
+    lane.submit()
+    del lane
+    gc.collect()
+    assert kept == [job]
 
 
 def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,8 +548,8 @@ def test_threads_get_few_calls_at_a_time(
     seen: list[int] = []
     begin = _Section._begin
 
-    def counted(section: _Section, ahead: deque[FileCall], indexes: list[int]) -> None:
-        begin(section, ahead, indexes)
+    async def counted(section: _Section, ahead: deque[FileCall], indexes: list[int]) -> None:
+        await begin(section, ahead, indexes)
         assert len(indexes) <= 4
         seen.append(len(ahead))
 
@@ -608,6 +635,93 @@ def test_files_fail_where_a_lane_does(
                 with pytest.raises(RuntimeError, match="of all things"):
                     await f.pread_many(range(1000), 16)
             assert len(await f.pread_many(range(1000), 16)) == 16000
+
+    asyncio.run(main())
+
+
+class _Refuses:
+    """A lane's way to the kernel, on which io_submit fails so often with such an errno."""
+
+    def __init__(self, lane: BulkLane, failure: int, times: int) -> None:
+        self.lane = lane
+        self.raw = lane._raw
+        self.failure = failure
+        self.left = times
+        lane._raw = self
+
+    def __call__(self, *arguments: Any) -> int:
+        if self.left and arguments[0].value == numbers().io_submit:
+            self.left -= 1
+            ctypes.set_errno(self.failure)
+            return -1
+        return self.raw(*arguments)
+
+
+def lane_of(file: rawaio.File) -> BulkLane:
+    """The one that is there, after one call."""
+    lanes = file.driver.lanes
+    assert isinstance(lanes, many.Lanes)
+    (lane,) = lanes._lanes
+    return lane
+
+
+def test_files_when_the_kernel_is_short_of_memory(path: Path, content: bytes) -> None:
+    """EAGAIN with nothing in flight: nobody gives anything back, and it is tried again."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            short = _Refuses(lane_of(f), errno.EAGAIN, 3)
+            assert await f.pread_many(range(300), 1) == content[:300]
+            assert not short.left
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [errno.EBADF, errno.EOPNOTSUPP])
+def test_files_that_are_refused_at_once(path: Path, content: bytes, failure: int) -> None:
+    """Nothing completes, and so nothing wakes anybody; EOPNOTSUPP is for another way to do."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            lane = lane_of(f)
+            refused = _Refuses(lane, failure, 30)
+            if failure == errno.EBADF:
+                with pytest.raises(rawaio.BulkError) as caught:
+                    await f.pread_many(range(30), 1)
+                assert caught.value.errors == dict.fromkeys(range(30), errno.EBADF)
+                assert await f.pread_many(range(30), 1) == content[:30]
+                return
+            assert await f.pread_many(range(30), 1) == content[:30]
+            assert not refused.left
+            calls = lane.io_submit_calls
+            assert await f.pread_many(range(30), 1) == content[:30]
+            assert lane.io_submit_calls == calls  # as it is known now
+
+    asyncio.run(main())
+
+
+def test_files_struck_while_they_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the task is told at once, nothing goes on with."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            lane = lane_of(f)
+
+            async def strike(operation: object) -> None:
+                del operation
+                raise _StruckError
+
+            out = bytearray(5000)
+            with monkeypatch.context() as patch:
+                patch.setattr(f.driver, "settle", strike)
+                with pytest.raises(_StruckError):
+                    await f.pread_many(range(5000), 1, out)
+                assert lane.closed
+                assert not f.driver.busy
+            assert await f.pread_many(range(5000), 1, out) == 5000
 
     asyncio.run(main())
 
