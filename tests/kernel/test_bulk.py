@@ -25,7 +25,7 @@ import rawaio
 from rawaio import bulk, many
 from rawaio.bulk import Bulk, BulkLane
 from rawaio.kernel import Kernel
-from rawaio.many import _Section
+from rawaio.many import BulkOperation, _Section
 from rawaio.pieces import Pieces
 from rawaio.syscalls import Opcode, numbers
 from rawaio.transfer import FileCall
@@ -724,6 +724,68 @@ def test_files_struck_while_they_wait(path: Path, monkeypatch: pytest.MonkeyPatc
             assert await f.pread_many(range(5000), 1, out) == 5000
 
     asyncio.run(main())
+
+
+def test_files_cancelled_start_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 10_000
+    started: list[BulkOperation] = []
+    start = many.Lanes.start
+
+    def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
+        started.append(start(lanes, job))
+        return started[-1]
+
+    monkeypatch.setattr(many.Lanes, "start", watch)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            task = asyncio.create_task(f.pread_many(range(count), 1))
+            while not started:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            job = started[0].job
+            assert 0 < job.finished == job.next < count
+            assert not f.driver.busy
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_files_hold_what_they_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: bool
+) -> None:
+    """From the first byte to the last, and nothing behind it."""
+    (tmp_path / "file").write_bytes(bytes(16 * BLOCK))
+    start = many.Lanes.start
+    seen: list[list[bool]] = []
+
+    async def main() -> None:
+        async with rawaio.open(tmp_path / "file", "r+", direct="prefer") as f:
+            if not f.direct:
+                pytest.skip("no direct I/O here")
+
+            def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
+                holds = [
+                    f.lock.acquire(at, at + 1, exclusive=True, granted=lambda: None)
+                    for at in (BLOCK - 1, BLOCK, 7 * BLOCK, 8 * BLOCK - 1, 8 * BLOCK)
+                ]
+                seen.append([hold.granted for hold in holds])
+                for hold in holds:
+                    f.lock.release(hold)
+                return start(lanes, job)
+
+            monkeypatch.setattr(many.Lanes, "start", watch)
+            data = rawaio.aligned_buffer(3 * BLOCK)
+            if lengths:
+                given: dict[str, Any] = {"lengths": [2 * BLOCK, BLOCK]}
+                await f.pwrite_many([6 * BLOCK, BLOCK], data, **given)
+            else:
+                await f.pwrite_many([7 * BLOCK, BLOCK, 3 * BLOCK], data)
+
+    asyncio.run(main())
+    assert seen == [[True, False, False, False, True]]
 
 
 def test_files_cancelled(tmp_path: Path) -> None:
