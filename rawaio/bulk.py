@@ -1,10 +1,14 @@
-"""L2: many operations of one size on one file, whole columns at a time.
+"""L2: many operations on one file, whole columns at a time.
 
-A lane is a kernel context of its own, with nothing in it but the operations of one job: so an event
-needs no table to be understood, and a run of events is compared with what all of them should be in
-one step. The iocbs lie in one slab, whose constant fields are written once a job; of each batch,
-three columns are written: offsets, addresses, and addresses once more, as the tokens by which an
-event that is not as it should be is told.
+A lane is a kernel context of its own, with nothing in it but the operations of one job, so an event
+needs no table to be understood. Each iocb carries, in `aio_data`, its index in the upper half and
+its length in the lower: an event is of an operation that was whole when its lower half is that of
+its `res`. So a run of events is compared with itself in one step, in whatever order they come, and
+the upper half names those that were not whole.
+
+The iocbs lie in one slab, a stretch of the job at a time. The constant fields are written once a
+job, and a few columns once a stretch: offsets, addresses and indexes; lengths, where they differ.
+A batch is a part of the stretch, and io_submit is told where in the pointers it begins.
 
 Laws:
 
@@ -14,7 +18,8 @@ Laws:
   raised in between, io_destroy waits for the kernel before the memory is let go.
 - On the path where all is well there is neither an object nor a line of Python per operation.
 
-A lane belongs to one thread at a time.
+A lane belongs to one thread at a time. What strikes it from outside, between two bytecodes, may
+leave it with a wrong count: it is to be closed then, and is of no other use.
 """
 
 from __future__ import annotations
@@ -27,36 +32,34 @@ import time
 import weakref
 from array import array
 from functools import cache
-from itertools import chain, starmap
-from operator import index
 
 from . import syscalls
 from .errors import BulkError
 from .kernel import Kernel
-from .memory import contiguous, pin_destination, pin_source
 from .request import fileno_of
 from .ring import CompletionRing
-from .syscalls import Opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any, Final
+    from typing import Final
 
-    from _typeshed import ReadableBuffer, WriteableBuffer
-
+    from .pieces import Pieces
     from .protocols import HasFileno
+    from .syscalls import Opcode
 
-    Offsets = Sequence[int] | ReadableBuffer
+__all__ = ["Bulk", "BulkLane"]
 
-__all__ = ["Bulk", "BulkLane", "check_sizes", "column", "evenly"]
-
-_ONCE: Final = ((),)  # the arguments of one call without any, for starmap
 _IOCB: Final = struct.Struct("=QIiHhIQQqQII")
 assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
 _EVENT_SIZE: Final = 32
-# How many addresses are made at a time.
-_STRETCH: Final = 1024
+# Words of an iocb and of an event: of 64 bits, and the halves of 32 bits.
+_BUF, _NBYTES, _OFFSET = 3, 4, 5
+_LENGTH, _RES = 0, 4
+# And the quarters of 16 bits of an index.
+_LOW, _HIGH = 2, 3
+# How many iocbs are filled at a time: much more than a batch, and the slab stays in the cache.
+# They begin at multiples of a power of two, so that the lower half of no index overflows in one.
+_STRETCH: Final = 512
 # A batch is at least this part of the window, and so is what is waited for: the device never runs
 # dry, and a system call is made for several operations.
 _PART: Final = 8
@@ -65,106 +68,47 @@ _RETRY_S: Final = 0.001
 
 
 @cache
-def _ramp(n: int) -> tuple[int, int]:
-    """0, 1, 2, ... and 1, 1, 1, ... as n 64-bit words of one int: columns by arithmetic in C."""
-    return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
+def _all_low_halves() -> memoryview:
+    low, high = bytes(range(256)) * 256, b"".join(bytes([i]) * 256 for i in range(256))
+    both = bytearray(2 << 16)
+    both[0::2], both[1::2] = low, high
+    return memoryview(both).cast("H")
 
 
-def column(offsets: Offsets) -> memoryview:
-    """Any sequence of ints as a column of 64-bit words; int64 buffers without a copy.
-
-    Raises:
-        TypeError, ValueError: not ints, or not within 0..2**63-1.
-    """
-    words: memoryview | None = None
-    given: Any = offsets
-    if not isinstance(offsets, (list, tuple, range)):
-        try:
-            view = memoryview(given)
-        except TypeError:
-            pass
-        else:
-            if view.format not in ("q", "l") or view.itemsize != 8 or view.ndim != 1:
-                raise TypeError(
-                    f"a buffer of offsets must be of one dimension and int64, not of format "
-                    f"{view.format!r} and {view.ndim} dimensions"
-                )
-            words = contiguous(view).cast("B").cast("q") if view.nbytes else memoryview(array("q"))
-    if words is None:
-        try:
-            words = memoryview(array("q", given))
-        except OverflowError:
-            raise ValueError("an offset is beyond 2**63-1, or far below 0") from None
-    # The highest byte of each, looked at without making an int of it.
-    if words.nbytes and words.cast("B")[7::8].tobytes().translate(None, _NOT_NEGATIVE):
-        raise ValueError("an offset is negative")
-    return words
+@cache
+def _first_low_halves() -> memoryview:
+    return memoryview(array("H", range(_STRETCH)))
 
 
-_NOT_NEGATIVE: Final = bytes(range(128))
-
-
-def evenly(data: ReadableBuffer, n: int) -> int:
-    """How many bytes of data there are for each of n operations, without rest."""
-    size = contiguous(data).nbytes
-    if not n:
-        if size:
-            raise ValueError(f"{size} bytes of data, and no offsets for them")
-        return 1
-    if size % n:
-        raise ValueError(f"{size} bytes of data cannot be divided among {n} offsets evenly")
-    return size // n
-
-
-def check_sizes(offsets: memoryview, nbytes: int, memory: ReadableBuffer) -> None:
-    """Refuse, by ValueError, what does not fit together."""
-    if not 1 <= nbytes <= syscalls.MAX_RW_COUNT:
-        raise ValueError(f"nbytes must be within 1..{syscalls.MAX_RW_COUNT}, not {nbytes}")
-    n, size = len(offsets), contiguous(memory).nbytes
-    if size != n * nbytes:
-        raise ValueError(
-            f"{n} operations of {nbytes} bytes need {n * nbytes} bytes of memory, not {size}"
-        )
+def _low_halves(n: int) -> memoryview:
+    """0, 1, 2, ..., at least n of them, of 16 bits."""
+    return _first_low_halves() if n <= _STRETCH else _all_low_halves()
 
 
 class Bulk:
-    """One job: the i-th operation is at offsets[i], with the i-th nbytes bytes of the memory."""
+    """One job: what is to be done, and how far it is."""
 
     __slots__ = (
-        "_anchor",
-        "address",
         "failures",
         "fd",
         "fileno",
         "finished",
-        "nbytes",
         "next",
-        "offsets",
         "opcode",
+        "pieces",
         "rw_flags",
         "total",
     )
 
     def __init__(
-        self,
-        opcode: Opcode,
-        fd: int | HasFileno,
-        offsets: Offsets,
-        nbytes: int,
-        memory: ReadableBuffer | WriteableBuffer,
-        *,
-        rw_flags: int = 0,
+        self, opcode: Opcode, fd: int | HasFileno, pieces: Pieces, *, rw_flags: int = 0
     ) -> None:
-        """Raises TypeError and ValueError for what could not be right on any file."""
+        """Raises TypeError and ValueError for what is no descriptor."""
         self.opcode = opcode
         self.fd = fd
         self.fileno = fileno_of(fd)
-        self.offsets = column(offsets)
-        self.total = len(self.offsets)
-        self.nbytes = nbytes = index(nbytes)
-        check_sizes(self.offsets, nbytes, memory)
-        pin = pin_destination if opcode is Opcode.PREAD else pin_source
-        self.address, _, self._anchor = pin(memory)
+        self.pieces = pieces
+        self.total = len(pieces.offsets)
         self.rw_flags = rw_flags
         #: The first operation that was not started, and how many have ended.
         self.next = 0
@@ -181,7 +125,7 @@ class Bulk:
         """Raises BulkError when an operation was not whole."""
         if self.failures:
             results = {i: (max(-res, 0), max(res, 0)) for i, res in self.failures.items()}
-            raise BulkError(results, self.total, self.nbytes)
+            raise BulkError(results, self.total, self.pieces.nbytes)
 
 
 class BulkLane:
@@ -189,23 +133,33 @@ class BulkLane:
 
     __slots__ = (
         "__weakref__",
+        "_addressed",
         "_arguments",
+        "_at",
         "_buffer",
         "_bytes",
+        "_capacity",
         "_events",
-        "_expected",
         "_finalizer",
         "_getevents",
+        "_halves",
+        "_high",
+        "_image",
+        "_indexed",
         "_job",
         "_kernel",
         "_min_nr",
         "_nr",
-        "_outcome",
+        "_part",
+        "_pointers",
+        "_pointers_at",
+        "_quarters",
         "_raw",
         "_ring",
+        "_ring_halves",
         "_slab",
-        "_stretch",
-        "_stretch_start",
+        "_start",
+        "_stop",
         "_use_ring",
         "_words",
         "eventfd",
@@ -227,43 +181,54 @@ class BulkLane:
         self._finalizer = weakref.finalize(self, kernel.finalize)
         kernel.open(window)
         self.eventfd = kernel.eventfd
-        self._ring = CompletionRing(kernel.ctx_id)
-        self._use_ring = self._ring.usable and not force_syscalls
-        self._slab = (ctypes.c_char * (_IOCB.size * window))()
+        self._ring = ring = CompletionRing(kernel.ctx_id)
+        self._use_ring = ring.usable and not force_syscalls
+        self._ring_halves = memoryview(b"")
+        if self._use_ring:
+            self._ring_halves = ring.raw(0)[0].cast("B").cast("I")
+        self._part = window // _PART
+        # What is filled at a time is not less than what may be submitted at once.
+        n = max(_STRETCH, 1 << (window - 1).bit_length())
+        self._slab = (ctypes.c_char * (_IOCB.size * n))()
         self._bytes = memoryview(self._slab).cast("B")
         self._words = self._bytes.cast("q")
+        self._halves = self._bytes.cast("I")
+        self._quarters = self._bytes.cast("H")
         base = ctypes.addressof(self._slab)
-        pointers = (ctypes.c_uint64 * window)(*(base + _IOCB.size * i for i in range(window)))
+        self._pointers = (ctypes.c_uint64 * n)(*range(base, base + _IOCB.size * n, _IOCB.size))
+        self._pointers_at = ctypes.addressof(self._pointers)
+        self._capacity = n
         self._raw = syscalls.raw_syscall()
         numbers = syscalls.numbers()
         self._nr = ctypes.c_long(0)
+        self._at = ctypes.c_void_p(0)
         self._arguments = (
-            (
-                ctypes.c_long(numbers.io_submit),
-                ctypes.c_ulong(kernel.ctx_id),
-                self._nr,
-                pointers,
-            ),
+            ctypes.c_long(numbers.io_submit),
+            ctypes.c_ulong(kernel.ctx_id),
+            self._nr,
+            self._at,
         )
         # Events that io_getevents brought.
         self._buffer = (ctypes.c_char * (_EVENT_SIZE * window))()
-        self._events = memoryview(self._buffer).cast("B").cast("q")
+        self._events = memoryview(self._buffer).cast("B").cast("I")
         self._min_nr = ctypes.c_long(0)
         self._getevents = (
-            (
-                ctypes.c_long(numbers.io_getevents),
-                ctypes.c_ulong(kernel.ctx_id),
-                self._min_nr,
-                ctypes.c_long(window),
-                self._buffer,
-                ctypes.c_void_p(0),
-            ),
+            ctypes.c_long(numbers.io_getevents),
+            ctypes.c_ulong(kernel.ctx_id),
+            self._min_nr,
+            ctypes.c_long(window),
+            self._buffer,
+            ctypes.c_void_p(0),
         )
-        self._outcome: list[int] = []
         self._job: Bulk | None = None
-        self._expected = memoryview(array("q"))
-        self._stretch = memoryview(array("q"))
-        self._stretch_start = 0
+        # Which constant fields the slab has, in how many iocbs; and which indexes.
+        self._image: tuple[object, int] = None, 0
+        self._indexed = 0, 0
+        self._high = 0
+        # What the addresses in it were made of.
+        self._addressed: object = None
+        # Which operations of the job it holds.
+        self._start = self._stop = 0
         self.io_submit_calls = 0
 
     # -- a whole job ------------------------------------------------------------------------------
@@ -286,7 +251,7 @@ class BulkLane:
             self.submit()
             if not self.collect() and job.finished < job.total:
                 if job.in_flight:
-                    self._wait(max(min(self.window // _PART, job.in_flight), 1))
+                    self._wait(max(min(self._part, job.in_flight), 1))
                 else:
                     time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
 
@@ -297,25 +262,30 @@ class BulkLane:
         assert self._job is None
         # The kernel's last resort has to keep what the kernel may have.
         self._job = self._kernel.keeps = job
+        self._start = self._stop = 0
+        length = job.pieces.nbytes or 0
+        constant = job.rw_flags, job.opcode, job.fileno, length
+        known, n = self._image
+        wanted = min(self._capacity, job.total)
+        if known == constant and n >= wanted and not self._high:
+            return
         image = _IOCB.pack(
-            0,
+            length,
             0,
             job.rw_flags,
             job.opcode,
             0,
             job.fileno,
             0,
-            job.nbytes,
+            length,
             0,
             0,
             syscalls.IOCB_FLAG_RESFD if self.signals else 0,
             self.eventfd if self.signals else 0,
         )
-        n = min(self.window, job.total)
-        self._bytes[: _IOCB.size * n] = image * n
-        # An event's res and res2, of operations that are whole.
-        self._expected = memoryview(array("q", [job.nbytes]) * self.window)
-        self._stretch, self._stretch_start = self._stretch[:0], 0
+        self._bytes[: _IOCB.size * wanted] = image * wanted
+        self._image = constant, wanted
+        self._indexed, self._high, self._addressed = (0, 0), 0, None
 
     def submit(self, most: int | None = None) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.
@@ -325,49 +295,67 @@ class BulkLane:
         """
         job = self._job
         assert job is not None
-        room = self.window - job.in_flight
-        left = job.total - job.next
-        n = min(room, left)
-        if most is not None:
-            n = min(n, most)
-        if n <= 0 or (room < self.window // _PART and room < left):
-            return 0
-        first = job.next
-        self._fill(job, first, n)
-        self._nr.value = n
-        outcome = self._outcome
-        outcome.clear()
-        self.io_submit_calls += 1
-        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, _ONCE)))
-        accepted, failure = outcome
-        if accepted > 0:
-            job.next = first + accepted
-            return accepted
-        if accepted < 0 and failure not in (errno.EAGAIN, errno.EINTR):
-            # The first is refused, alone; the others get their turn.
-            job.failures[first] = -failure
-            job.next = first + 1
-            job.finished += 1
-            return 1
-        return 0
+        started = 0
+        while True:
+            first = job.next
+            n = self.window - first + job.finished
+            left = job.total - first
+            if n >= left:
+                n = left
+            elif n < self._part:
+                return started
+            if most is not None and n > most - started:
+                n = most - started
+            if n <= 0:
+                return started
+            if first >= self._stop:
+                self._fill(job, first)
+            rest = self._stop - first
+            self._nr.value = min(n, rest)
+            self._at.value = self._pointers_at + 8 * (first - self._start)
+            self.io_submit_calls += 1
+            accepted = self._raw(*self._arguments)
+            if accepted > 0:
+                job.next = first + accepted
+                started += accepted
+                if accepted == n or accepted < rest:
+                    return started
+                continue  # with the next stretch
+            failure = ctypes.get_errno()
+            if failure not in (errno.EAGAIN, errno.EINTR):
+                # The first is refused, alone; the others get their turn.
+                job.failures[first] = -failure
+                job.next = first + 1
+                job.finished += 1
+                started += 1
+            return started
 
-    def _fill(self, job: Bulk, first: int, n: int) -> None:
-        words = self._words
+    def _fill(self, job: Bulk, first: int) -> None:
+        """Write the next stretch of the job."""
+        pieces, words = job.pieces, self._words
+        n = min(self._capacity, job.total - first)
         stop = 8 * n
-        words[5:stop:8] = job.offsets[first : first + n]
-        at = first - self._stretch_start
-        if at + n > len(self._stretch):
-            self._stretch_start = first
-            at = 0
-            # Few lengths, because what is made of each is kept; beyond the last one none is used.
-            length = min(1 << (job.total - first - 1).bit_length(), _STRETCH)
-            ramp, ones = _ramp(length)
-            column = ramp * job.nbytes + (job.address + first * job.nbytes) * ones
-            column &= (1 << 64 * length) - 1
-            self._stretch = memoryview(column.to_bytes(8 * length, "little")).cast("q")
-        addresses = self._stretch[at : at + n]
-        words[3:stop:8] = addresses
-        words[0:stop:8] = addresses
+        words[_OFFSET:stop:8] = pieces.offsets[first : first + n]
+        lengths = None
+        # Often one buffer is used again and again.
+        same = pieces.address, pieces.nbytes, first, n
+        if same != self._addressed or pieces.nbytes is None:
+            self._addressed = None
+            addresses, lengths = pieces.stretch(first, n)
+            words[_BUF:stop:8] = addresses
+            self._addressed = same
+        low, high = first & 0xFFFF, first >> 16
+        start, known = self._indexed
+        if start != low or known < n:
+            self._quarters[_LOW : 4 * stop : 32] = _low_halves(low + n)[low : low + n]
+            self._indexed = low, n
+        if high != self._high:
+            self._quarters[_HIGH : 4 * stop : 32] = memoryview(array("H", [high]) * n)
+            self._high = high
+        if lengths is not None:
+            words[_NBYTES:stop:8] = lengths
+            self._halves[_LENGTH : 2 * stop : 16] = lengths.cast("B").cast("I")[::2]
+        self._start, self._stop = first, first + n
 
     def collect(self) -> int:
         """Look at what has completed; how many operations that ended. Does not enter the kernel.
@@ -381,35 +369,37 @@ class BulkLane:
             if job.in_flight:
                 self._wait(0)
             return job.finished - before
-        ring = self._ring
+        ring, events = self._ring, self._ring_halves
         n = ring.peek()
         while n:
-            self._look(job, *ring.raw(n))
-            n = ring.advance_and_peek(n)
+            self._look(job, events, 2 * ring.raw(n)[1], n)
+            ring.commit(n)
+            if job.finished == job.next:
+                break
+            n = ring.peek()  # what is behind the end of the ring, or has come meanwhile
         return job.finished - before
 
     def _look(self, job: Bulk, events: memoryview, start: int, n: int) -> None:
-        stop = start + 4 * n
-        if events[start + 2 : stop : 4] != self._expected[:n]:
-            self._look_closely(job, events, start, n)
+        stop = start + 8 * n
+        if events[start + _LENGTH : stop : 8] != events[start + _RES : stop : 8]:
+            self._look_closely(job, events[start:stop])
         job.finished += n
 
-    def _look_closely(self, job: Bulk, events: memoryview, start: int, n: int) -> None:
-        for i in range(start, start + 4 * n, 4):
-            res = events[i + 2]
-            if res != job.nbytes:
-                job.failures[(events[i] - job.address) // job.nbytes] = res
+    def _look_closely(self, job: Bulk, events: memoryview) -> None:
+        """Remember those that were not whole. No errno has a half of res that is a length."""
+        words = events.cast("B").cast("q")
+        for data, res in zip(words[0::4].tolist(), words[2::4].tolist(), strict=True):
+            if data & 0xFFFF_FFFF != res:
+                job.failures[data >> 32] = res
 
     def _wait(self, min_nr: int) -> None:
         """io_getevents: wait for so many, and look at them."""
         job = self._job
         assert job is not None
         self._min_nr.value = min_nr
-        outcome = self._outcome
-        outcome.clear()
-        outcome.extend(chain(starmap(self._raw, self._getevents), starmap(ctypes.get_errno, _ONCE)))
-        n, failure = outcome
+        n = self._raw(*self._getevents)
         if n < 0:
+            failure = ctypes.get_errno()
             if failure != errno.EINTR:
                 raise syscalls.kernel_error(failure, "io_getevents")
             return
@@ -429,9 +419,14 @@ class BulkLane:
         except BlockingIOError:
             pass
 
+    def nudge(self) -> None:
+        """Make `eventfd` readable, so that whoever waits looks again."""
+        os.eventfd_write(self.eventfd, 1)
+
     def close(self) -> None:
         """Wait for the kernel, and give everything back. Idempotent. Can block: 30 ms and more."""
         self._use_ring = False
+        self._ring_halves = memoryview(b"")
         self._ring.close()
         self._kernel.destroy()
         self._kernel.close_eventfd()

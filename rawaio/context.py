@@ -44,14 +44,15 @@ from .syscalls import Opcode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Final, Self, overload
+    from typing import Any, Final, Self, overload
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .bulk import BulkLane, Offsets
+    from .bulk import BulkLane
     from .busypoll import BusyPoll
+    from .pieces import Buffers, Numbers
     from .polling import PollingRule
     from .protocols import CompletionSource, HasFileno
     from .statistics import Statistics
@@ -373,98 +374,148 @@ class IOContext:
     if TYPE_CHECKING:
 
         @overload
-        def pread_many(self, fd: int | HasFileno, offsets: Offsets, nbytes: int) -> bytearray: ...
-
-        @overload
         def pread_many(
-            self, fd: int | HasFileno, offsets: Offsets, nbytes: int, out: None
+            self,
+            fd: int | HasFileno,
+            offsets: Numbers,
+            nbytes: int,
+            out: None = None,
+            *,
+            lengths: Numbers | None = None,
         ) -> bytearray: ...
 
         @overload
         def pread_many(
-            self, fd: int | HasFileno, offsets: Offsets, nbytes: int, out: WriteableBuffer
+            self,
+            fd: int | HasFileno,
+            offsets: Numbers,
+            nbytes: None = None,
+            out: None = None,
+            *,
+            lengths: Numbers,
+        ) -> bytearray: ...
+
+        @overload
+        def pread_many(
+            self,
+            fd: int | HasFileno,
+            offsets: Numbers,
+            nbytes: int,
+            out: WriteableBuffer | Buffers,
+            *,
+            lengths: Numbers | None = None,
+        ) -> int: ...
+
+        @overload
+        def pread_many(
+            self,
+            fd: int | HasFileno,
+            offsets: Numbers,
+            nbytes: None = None,
+            *,
+            out: WriteableBuffer | Buffers,
+            lengths: Numbers,
+        ) -> int: ...
+
+        @overload
+        def pread_many(
+            self,
+            fd: int | HasFileno,
+            offsets: Numbers,
+            nbytes: None = None,
+            *,
+            out: Buffers,
+            lengths: Numbers | None = None,
         ) -> int: ...
 
     def pread_many(
         self,
         fd: int | HasFileno,
-        offsets: Offsets,
-        nbytes: int,
-        out: WriteableBuffer | None = None,
+        offsets: Numbers,
+        nbytes: int | None = None,
+        out: WriteableBuffer | Buffers | None = None,
+        *,
+        lengths: Numbers | None = None,
     ) -> int | bytearray:
-        """Read nbytes bytes at each of the offsets, the i-th into out[i * nbytes:(i + 1) * nbytes].
+        """Read at each of the offsets; how many bytes in all.
 
-        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out: one writable,
-        contiguous buffer of len(offsets) * nbytes bytes; then how many bytes that is is returned.
-        Without it, a new bytearray. The operations have places in the kernel of their own, as many
-        as nr_events, and none of them is seen by `reap`. Can block: until all have ended.
+        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out is one of:
+
+        - one writable, contiguous buffer, with nbytes: the i-th nbytes bytes of it are for the
+          i-th offset; or with lengths, given as offsets are: the pieces are packed, one after
+          another;
+        - a list or a tuple of such buffers, one for each offset. Each is filled. nbytes and lengths
+          are not needed, and have to agree;
+        - left out: with nbytes or lengths, a new bytearray, which is returned.
+
+        A length may be 0, nbytes may not. The memory may not be resized before this returns. The
+        operations have places in the kernel of their own, as many as nr_events, and none of them is
+        seen by `reap`. Can block: until all have ended.
 
         Raises:
             BulkError: some were short or failed; all ran to their end, and the data of the others
                 are valid.
             OSError: io_setup's, with advice; at the first call of each thread at a time.
-            TypeError, ValueError: arguments that could not be right on any file.
+            TypeError, ValueError: arguments that could not be right on any file, or do not agree;
+                then nothing is started.
             ClosedError, ForkedError.
         """
-        from .bulk import column  # noqa: PLC0415 - only for who uses it
-
-        places = column(offsets)
-        if out is None:
-            memory = bytearray(len(places) * nbytes)
-            self._many(Opcode.PREAD, fd, places, nbytes, memory)
-            return memory
-        self._many(Opcode.PREAD, fd, places, nbytes, out)
-        return len(places) * nbytes
+        result: int | bytearray = self._many(
+            Opcode.PREAD, fd, offsets, out, nbytes, lengths=lengths
+        )
+        return result
 
     def pwrite_many(
         self,
         fd: int | HasFileno,
-        offsets: Offsets,
-        data: ReadableBuffer,
+        offsets: Numbers,
+        data: ReadableBuffer | Sequence[ReadableBuffer],
         nbytes: int | None = None,
+        *,
+        lengths: Numbers | None = None,
     ) -> int:
-        """Write the i-th nbytes bytes of data at the i-th of the offsets; how many bytes in all.
+        """Write at each of the offsets; how many bytes in all.
 
-        nbytes: left out, data is divided among the offsets, without rest. Otherwise as
-        `pread_many`.
+        data: one contiguous buffer, with nbytes or lengths, or a list or a tuple of buffers, as out
+        of `pread_many`. With neither, one buffer is divided among the offsets, without rest. The
+        order is not that of the offsets. Otherwise as `pread_many`.
         """
-        from .bulk import column, evenly  # noqa: PLC0415 - only for who uses it
-
-        places = column(offsets)
-        if nbytes is None:
-            nbytes = evenly(data, len(places))
-        self._many(Opcode.PWRITE, fd, places, nbytes, data)
-        return len(places) * nbytes
+        written: int = self._many(Opcode.PWRITE, fd, offsets, data, nbytes, lengths=lengths)
+        return written
 
     def _many(
         self,
         opcode: Opcode,
         fd: int | HasFileno,
-        offsets: memoryview,
-        nbytes: int,
-        memory: ReadableBuffer,
-    ) -> None:
+        offsets: Numbers,
+        memory: Any,  # noqa: ANN401 - checked where it is pinned
+        nbytes: int | None,
+        *,
+        lengths: Numbers | None,
+    ) -> Any:  # noqa: ANN401 - bytes or their number
         self._check()
         from .bulk import Bulk, BulkLane  # noqa: PLC0415 - only for who uses it
+        from .pieces import Pieces  # noqa: PLC0415
 
-        job = Bulk(opcode, fd, offsets, nbytes, memory)
-        if not job.total:
-            return
-        try:
-            lane = self._lanes.pop()
-        except IndexError:
-            lane = BulkLane(
-                min(self._queue.nr_events, _MAX_OFFER), force_syscalls=not self._use_ring
-            )
-        calls = lane.io_submit_calls
-        lane.run(job)
-        with self._queue.lock:
-            self._bulk_operations += job.total
-            self._bulk_calls += lane.io_submit_calls - calls
-        self._lanes.append(lane)
-        if self._closed:
-            self._close_lanes()
-        job.check()
+        pieces = Pieces(offsets, memory, nbytes, lengths, reading=opcode is Opcode.PREAD)
+        job = Bulk(opcode, fd, pieces)
+        if job.total:
+            try:
+                lane = self._lanes.pop()
+            except IndexError:
+                lane = BulkLane(
+                    min(self._queue.nr_events, _MAX_OFFER), force_syscalls=not self._use_ring
+                )
+            calls = lane.io_submit_calls
+            lane.run(job)
+            with self._queue.lock:
+                self._bulk_operations += job.total
+                self._bulk_calls += lane.io_submit_calls - calls
+            self._lanes.append(lane)
+            if self._closed:
+                self._close_lanes()
+            job.check()
+        return pieces.total if pieces.made is None else pieces.made
 
     def _close_lanes(self) -> None:
         while self._lanes:

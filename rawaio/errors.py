@@ -56,8 +56,13 @@ class BulkError(OSError):
     whole were short.
     """
 
-    def __init__(self, results: Mapping[int, tuple[int, int]], total: int, nbytes: int) -> None:
-        """results: errno, or 0, and bytes by index, of those that were not whole."""
+    def __init__(
+        self, results: Mapping[int, tuple[int, int]], total: int, nbytes: int | None = None
+    ) -> None:
+        """results: errno, or 0, and bytes by index, of those that were not whole.
+
+        nbytes: of each operation; None where they are of several lengths.
+        """
         #: The errno of each that was not whole; 0 of those that were short.
         self.errors: dict[int, int] = {i: results[i][0] for i in sorted(results)}
         #: The bytes that each of them transferred.
@@ -74,7 +79,8 @@ class BulkError(OSError):
             for i, e in list(self.errors.items())[:_SHOWN]
         )
         more = ", ..." if len(self.errors) > _SHOWN else ""
-        super().__init__(code, f"of {total} operations of {nbytes} bytes {what} ({some}{more})")
+        each = "" if nbytes is None else f" of {nbytes} bytes"
+        super().__init__(code, f"of {total} operations{each} {what} ({some}{more})")
 
     @property
     def indexes(self) -> list[int]:

@@ -25,24 +25,24 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from .blocking import allocate, close_all, readable, truncate, writable
-from .bulk import check_sizes, column, evenly
+from .blocking import allocate, close_all, truncate
 from .descriptor import OpenedFile, open_file, parse_mode
 from .errors import ForkedError
 from .handle import FOLIO, MAX_OFFSET, FileStatistics
 from .loops import running_driver
 from .many import transfer_many
+from .pieces import Pieces
 from .syscalls import Opcode
 from .transfer import Sync
 from .writing import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .bulk import Offsets
+    from .pieces import Buffers, Numbers
 
     Path = int | str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -158,59 +158,120 @@ class File(Writing):
     """An open file. Made by `rawaio.open`; to be used in the event loop that it was opened in."""
 
     @overload
-    async def pread_many(self, offsets: Offsets, nbytes: int, out: None = None) -> bytearray: ...
+    async def pread_many(
+        self,
+        offsets: Numbers,
+        nbytes: int,
+        out: None = None,
+        *,
+        lengths: Numbers | None = None,
+    ) -> bytearray: ...
 
     @overload
-    async def pread_many(self, offsets: Offsets, nbytes: int, out: WriteableBuffer) -> int: ...
+    async def pread_many(
+        self, offsets: Numbers, nbytes: None = None, out: None = None, *, lengths: Numbers
+    ) -> bytearray: ...
+
+    @overload
+    async def pread_many(
+        self,
+        offsets: Numbers,
+        nbytes: int,
+        out: WriteableBuffer | Buffers,
+        *,
+        lengths: Numbers | None = None,
+    ) -> int: ...
+
+    @overload
+    async def pread_many(
+        self,
+        offsets: Numbers,
+        nbytes: None = None,
+        *,
+        out: WriteableBuffer | Buffers,
+        lengths: Numbers,
+    ) -> int: ...
+
+    @overload
+    async def pread_many(
+        self,
+        offsets: Numbers,
+        nbytes: None = None,
+        *,
+        out: Buffers,
+        lengths: Numbers | None = None,
+    ) -> int: ...
 
     async def pread_many(
-        self, offsets: Offsets, nbytes: int, out: WriteableBuffer | None = None
+        self,
+        offsets: Numbers,
+        nbytes: int | None = None,
+        out: WriteableBuffer | Buffers | None = None,
+        *,
+        lengths: Numbers | None = None,
     ) -> int | bytearray:
-        """Read nbytes bytes at each of the offsets, the i-th into out[i * nbytes:(i + 1) * nbytes].
+        """Read at each of the offsets; how many bytes in all.
 
-        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out: one writable,
-        contiguous buffer of len(offsets) * nbytes bytes; then how many bytes that is is returned.
-        Without it, a new bytearray. Each means the same as one `preadinto`, in any order, and costs
-        a small part of it. Other tasks run meanwhile. Cancelled, it ends when the kernel is done
-        with out.
+        offsets: any sequence of int, or a buffer of int64 (`array("q")`, NumPy). out is one of:
+
+        - one writable, contiguous buffer, with nbytes: the i-th nbytes bytes of it are for the
+          i-th offset; or with lengths, given as offsets are: the pieces are packed, one after
+          another;
+        - a list or a tuple of such buffers, one for each offset. Each is filled. nbytes and lengths
+          are not needed, and have to agree;
+        - left out: with nbytes or lengths, a new bytearray, which is returned.
+
+        A length may be 0, nbytes may not. Each means the same as one `preadinto`, in any order, and
+        costs a small part of it. Other tasks run meanwhile. Cancelled, it ends when the kernel is
+        done with the memory, which may not be resized before.
 
         Raises:
             BulkError: some were short, at the end of the file, or failed; all ran to their end, and
                 the data of the others are valid.
-            ValueError, TypeError, ClosedError, ForkedError, io.UnsupportedOperation: as `pread`.
+            ValueError, TypeError, ClosedError, ForkedError, io.UnsupportedOperation: as `pread`;
+                ValueError also for what does not agree. Then nothing is started.
         """
-        places = column(offsets)
-        memory = bytearray(len(places) * nbytes) if out is None else out
-        self._reads += len(places)
-        total = await self._many(
-            Opcode.PREAD, places, nbytes, writable(memory), self._mode.readable
-        )
-        return memory if isinstance(memory, bytearray) and out is None else total
+        result: int | bytearray = await self._many(Opcode.PREAD, offsets, out, nbytes, lengths)
+        return result
 
     async def pwrite_many(
-        self, offsets: Offsets, data: ReadableBuffer, nbytes: int | None = None
+        self,
+        offsets: Numbers,
+        data: ReadableBuffer | Sequence[ReadableBuffer],
+        nbytes: int | None = None,
+        *,
+        lengths: Numbers | None = None,
     ) -> int:
-        """Write the i-th nbytes bytes of data at the i-th of the offsets; how many bytes in all.
+        """Write at each of the offsets; how many bytes in all.
 
-        nbytes: left out, data is divided among the offsets, without rest. The order is not that of
-        the offsets: they must not overlap. Otherwise as `pread_many`.
+        data: one contiguous buffer, with nbytes or lengths, or a list or a tuple of buffers, as out
+        of `pread_many`. With neither, one buffer is divided among the offsets, without rest. The
+        order is not that of the offsets: they must not overlap. Otherwise as `pread_many`.
         """
-        places = column(offsets)
-        if nbytes is None:
-            nbytes = evenly(data, len(places))
-        self._writes += len(places)
-        return await self._many(Opcode.PWRITE, places, nbytes, readable(data), self._mode.writable)
+        written: int = await self._many(Opcode.PWRITE, offsets, data, nbytes, lengths)
+        return written
 
     async def _many(
-        self, opcode: Opcode, places: memoryview, nbytes: int, memory: memoryview, allowed: bool
-    ) -> int:
-        nbytes, _ = self._checked(nbytes, 0, allowed)
-        check_sizes(places, nbytes, memory)
+        self,
+        opcode: Opcode,
+        offsets: Numbers,
+        memory: Any,  # noqa: ANN401 - checked where it is pinned
+        nbytes: int | None,
+        lengths: Numbers | None,
+    ) -> Any:  # noqa: ANN401 - bytes or their number
+        reading = opcode is Opcode.PREAD
+        self._checked(0, 0, self._mode.readable if reading else self._mode.writable)
+        pieces = Pieces(offsets, memory, nbytes, lengths, reading=reading)
         self.driver.admit()
-        if places:
+        count = len(pieces.offsets)
+        if reading:
+            self._reads += count
+        else:
+            self._writes += count
+        if count:
             with self._counted():
-                await transfer_many(self, opcode, places, nbytes, memory)
-        return len(places) * nbytes
+                await transfer_many(self, opcode, pieces)
+        return pieces.total if pieces.made is None else pieces.made
 
     async def fsync(self) -> None:
         """Have what was written, and all about the file, on stable storage. Linux 4.18.

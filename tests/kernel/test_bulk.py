@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import gc
 import os
 import random
 import resource
 import signal
 import threading
+import tracemalloc
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rawaio
-from rawaio import bulk
-from rawaio.bulk import BulkLane
-from rawaio.syscalls import Opcode
+from rawaio import bulk, many
+from rawaio.bulk import Bulk, BulkLane
+from rawaio.kernel import Kernel
+from rawaio.many import BulkOperation, _Section
+from rawaio.pieces import Pieces
+from rawaio.syscalls import Opcode, numbers
+from rawaio.transfer import FileCall
 from tests.fuse_server import FuseServer
 
 BLOCK = 4096
@@ -80,6 +89,131 @@ def test_writes(ctx: rawaio.IOContext, fd: int, path: Path, count: int) -> None:
     written = path.read_bytes()
     for at, i in enumerate(order):
         assert written[70 * i : 70 * (i + 1)] == data[70 * at : 70 * (at + 1)]
+
+
+SHAPES = ["packed", "packed int64", "buffers", "tuple of views"]
+
+
+def cut(shape: str, memory: memoryview, lengths: list[int]) -> dict[str, Any]:
+    """One buffer as an argument of several lengths."""
+    if shape == "packed":
+        return {"out": memory, "lengths": lengths}
+    if shape == "packed int64":
+        return {"out": memory, "lengths": array("q", lengths)}
+    stops = list(accumulate(lengths))
+    views = [memory[stop - n : stop] for stop, n in zip(stops, lengths, strict=True)]
+    return {"out": views if shape == "buffers" else tuple(views)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 600, 3000])
+def test_reads_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, content: bytes, shape: str, count: int
+) -> None:
+    chance = random.Random(count)
+    offsets = [chance.randrange(len(content) - 100) for _ in range(count)]
+    lengths = [chance.choice([0, 1, 33, 100]) for _ in range(count)]
+    expected = b"".join(content[o : o + n] for o, n in zip(offsets, lengths, strict=True))
+    out = bytearray(sum(lengths))
+    given = cut(shape, memoryview(out), lengths)
+    assert ctx.pread_many(fd, offsets, **given) == len(out)
+    assert out == expected
+    assert ctx.pread_many(fd, array("q", offsets), lengths=lengths) == expected
+
+
+@pytest.mark.parametrize("form", ["packed", "bytes", "bytearrays"])
+@pytest.mark.parametrize("count", [1, 17, 600])
+def test_writes_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, path: Path, form: str, count: int
+) -> None:
+    chance = random.Random(count)
+    parts = [chance.randbytes(chance.randrange(71)) for _ in range(count)]
+    offsets = [70 * i for i in range(count)]
+    chance.shuffle(offsets)
+    lengths = list(map(len, parts))
+    if form == "packed":
+        done = ctx.pwrite_many(fd, offsets, b"".join(parts), lengths=lengths)
+    else:
+        done = ctx.pwrite_many(fd, offsets, parts if form == "bytes" else [*map(bytearray, parts)])
+    assert done == sum(lengths)
+    written = path.read_bytes()
+    for offset, part in zip(offsets, parts, strict=True):
+        assert written[offset : offset + len(part)] == part
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_failures_of_several_lengths(
+    ctx: rawaio.IOContext, fd: int, content: bytes, shape: str
+) -> None:
+    end = len(content)
+    offsets = [0, end - 5, end, (1 << 63) - 4, end, 3]
+    lengths = [10, 8, 7, 6, 0, 9]
+    out = bytearray(sum(lengths))
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(fd, offsets, **cut(shape, memoryview(out), lengths))
+    assert caught.value.counts == {1: 5, 2: 0, 3: 0}
+    assert caught.value.errors == {1: 0, 2: 0, 3: singly(fd, offsets[3:4], 6)[0][0]}
+    assert out[:15] == content[:10] + content[end - 5 :]
+    assert out[-9:] == content[3:12]
+
+
+def test_long_ones_beside_a_short_one(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
+    """All bits of a length are compared, in a run where one is not whole."""
+    lengths = [70_000, 1 << 17, 65_536, 3]
+    out = bytearray(sum(lengths))
+    with pytest.raises(rawaio.BulkError) as caught:
+        ctx.pread_many(fd, [1, 2, 3, len(content) - 1], out=out, lengths=lengths)
+    assert caught.value.counts == {3: 1}
+    assert out[:-3] == content[1:70_001] + content[2 : 2 + (1 << 17)] + content[3:65_539]
+
+
+def test_one_lane_for_jobs_of_all_shapes(fd: int, content: bytes) -> None:
+    """What is in the slab from one job is not taken for the next one's."""
+    chance = random.Random(0)
+    same = bytearray(40 * 9)
+    with rawaio.IOContext(16) as context:
+        for turn in range(60):
+            count = chance.choice([1, 5, 40, 600])
+            offsets = [chance.randrange(len(content) - 9) for _ in range(count)]
+            lengths = [9] * count if turn % 2 else [chance.randrange(10) for _ in range(count)]
+            expected = b"".join(content[o : o + n] for o, n in zip(offsets, lengths, strict=True))
+            shape = chance.choice(["equal", "same", *SHAPES])
+            if shape == "same" and count <= 40 and turn % 2:
+                # The same memory again, of another number of operations.
+                out = memoryview(same)[: 9 * count]
+                context.pread_many(fd, offsets, 9, out)
+            elif shape in ("equal", "same") and turn % 2:
+                out = memoryview(context.pread_many(fd, offsets, 9))
+            else:
+                out = memoryview(bytearray(sum(lengths)))
+                shape = "packed" if shape in ("equal", "same") else shape
+                context.pread_many(fd, offsets, **cut(shape, out, lengths))
+            assert out == expected
+        assert len(context._lanes) == 1
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_a_million_take_little_memory(lengths: bool) -> None:
+    """Nothing is kept for each operation that was not given."""
+    count = 1_000_000
+    offsets, out = array("q", [0]) * count, bytearray(count)
+    given: dict[str, Any] = {"lengths": array("q", [1]) * count} if lengths else {"nbytes": 1}
+    with open("/dev/zero", "rb", buffering=0) as zero, rawaio.IOContext(32) as context:
+        context.pread_many(
+            zero,
+            offsets[:5000],
+            out=out[:5000],
+            **({"lengths": given["lengths"][:5000]} if lengths else given),
+        )
+        out[:] = b"x" * count
+        tracemalloc.start()
+        try:
+            assert context.pread_many(zero, offsets, out=out, **given) == count
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 1 << 20
+    assert not any(out)
 
 
 def test_the_same_failures_as_one_by_one(ctx: rawaio.IOContext, fd: int, content: bytes) -> None:
@@ -207,16 +341,40 @@ def test_an_exception_from_outside_leaves_nothing_to_the_kernel(
     with rawaio.IOContext(4) as context:
         out = bytearray(100 * 10)
 
+        struck: list[BulkLane] = []
+
         def strike(lane: BulkLane) -> int:
-            del lane
+            struck.append(lane)
             raise _StruckError
 
         with monkeypatch.context() as patch:
             patch.setattr(BulkLane, "collect", strike)
             with pytest.raises(_StruckError):
                 context.pread_many(fd, range(100), 10, out)
+        # Whoever still has the lane, as a traceback has.
+        assert struck.pop().closed
         out.extend(b"moved")
         assert context.pread_many(fd, range(100), 10, out[:1000]) == 1000
+
+
+def test_a_lane_that_nobody_closed_keeps_its_job_until_the_kernel_is_done(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[object] = []
+    destroy = Kernel.destroy
+
+    def watch(kernel: Kernel) -> None:
+        kept.append(kernel.keeps)
+        destroy(kernel)
+
+    monkeypatch.setattr(Kernel, "destroy", watch)
+    job = Bulk(Opcode.PREAD, fd, Pieces([0], bytearray(1), 1, reading=True))
+    lane = BulkLane(1)
+    lane.begin(job)
+    lane.submit()
+    del lane
+    gc.collect()
+    assert kept == [job]
 
 
 def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,24 +394,29 @@ def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
-    """More operations than addresses are made at a time, in batches that do not divide them."""
+    """More operations than iocbs are filled at a time, in batches that do not divide them."""
     count = 3 * bulk._STRETCH + 7
-    with rawaio.IOContext(24) as context:
-        job = bulk.Bulk(Opcode.PREAD, fd, range(count), 3, bytearray(3 * count))
-        lane = BulkLane(24)
-        lane.begin(job)
-        seen: list[int] = []
-        while job.finished < job.total:
-            first = job.next
-            n = lane.submit(5)
-            seen += [lane._words[8 * i + 3] for i in range(job.next - first)]
-            assert [lane._words[8 * i] for i in range(n)] == seen[-n:]
-            lane.collect()
-        assert seen == [job.address + 3 * i for i in range(count)]
-        lane.end()
-        lane.close()
-        assert not job.failures
-        assert context.closed is False
+    out = bytearray(3 * count)
+    pieces = Pieces(range(count), out, 3, reading=True)
+    job = Bulk(Opcode.PREAD, fd, pieces)
+    lane = BulkLane(24)
+    lane.begin(job)
+    seen: list[tuple[int, ...]] = []
+    before = 0
+    while job.finished < job.total:
+        lane.submit(5)
+        # What the last io_submit was given; a batch may go on in the next stretch.
+        for i in range(max(before, lane._start), job.next):
+            words = lane._words[8 * (i - lane._start) : 8 * (i - lane._start) + 8].tolist()
+            seen.append((words[0] >> 32, words[0] & 0xFFFF_FFFF, *words[3:6]))
+        before = job.next
+        lane.collect()
+    assert seen[-1] == (count - 1, 3, pieces.address + 3 * (count - 1), 3, count - 1)
+    assert {(i, 3, pieces.address + 3 * i, 3, i) for i in range(count)} >= set(seen)
+    assert len(seen) > count - 5 * 4
+    lane.end()
+    lane.close()
+    assert not job.failures
 
 
 def test_one_lane_for_jobs_of_all_sizes(fd: int, content: bytes) -> None:
@@ -350,6 +513,106 @@ def test_files_let_others_run(path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("direct", ["prefer", False], ids=["direct", "buffered"])
+@pytest.mark.parametrize("shape", ["equal", *SHAPES])
+def test_files_in_sections(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, direct: Any, shape: str
+) -> None:
+    """What fails is told by its index in the whole, and memory is counted through."""
+    monkeypatch.setattr(many, "_SECTION", 8)
+
+    async def main() -> None:
+        end = 64 * BLOCK
+        offsets = [BLOCK * i for i in range(21)]
+        offsets[3] = offsets[11] = offsets[20] = end
+        lengths = [BLOCK] * 21 if shape == "equal" else [BLOCK * (1 + i % 2) for i in range(21)]
+        out = rawaio.aligned_buffer(sum(lengths))
+        given: dict[str, Any] = {"nbytes": BLOCK, "out": out}
+        if shape != "equal":
+            given = cut(shape, out, lengths)
+        async with rawaio.open(path, direct=direct) as f:
+            with pytest.raises(rawaio.BulkError) as caught:
+                await f.pread_many(offsets, **given)
+        assert caught.value.counts == {3: 100, 11: 100, 20: 100}
+        for i, stop in enumerate(accumulate(lengths)):
+            found = content[offsets[i] : offsets[i] + lengths[i]]
+            assert out[stop - lengths[i] :][: len(found)] == found
+
+    asyncio.run(main())
+
+
+def test_threads_get_few_calls_at_a_time(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "_CHUNK", 4)
+    seen: list[int] = []
+    begin = _Section._begin
+
+    async def counted(section: _Section, ahead: deque[FileCall], indexes: list[int]) -> None:
+        await begin(section, ahead, indexes)
+        assert len(indexes) <= 4
+        seen.append(len(ahead))
+
+    monkeypatch.setattr(_Section, "_begin", counted)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            f.no_nowait()
+            assert await f.pread_many(range(101), 2) == b"".join(
+                content[i : i + 2] for i in range(101)
+            )
+
+    asyncio.run(main())
+    assert len(seen) == 26
+    assert max(seen) == many._CHUNKS
+
+
+def test_many_small_calls_let_others_run(path: Path) -> None:
+    """Also where each is answered at once, and nothing is waited for."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False) as f:
+            turns = 0
+            done = False
+
+            async def other() -> None:
+                nonlocal turns
+                while not done:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            task = asyncio.create_task(other())
+            await asyncio.sleep(0)
+            out = bytearray(160)
+            for _ in range(1000):
+                await f.pread_many(range(10), 16, out)
+            done = True
+            await task
+            assert turns > 1000 * 10 // 512
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_files_take_little_memory(path: Path, lengths: bool) -> None:
+    async def main() -> None:
+        count = 200_000
+        offsets, out = array("q", [3]) * count, bytearray(count)
+        given: dict[str, Any] = {"lengths": array("q", [1]) * count} if lengths else {"nbytes": 1}
+        async with rawaio.open(path, direct=False) as f:
+            await f.pread_many(offsets[:10], 1)
+            tracemalloc.start()
+            try:
+                assert await f.pread_many(offsets, out=out, **given) == count
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert peak < 4 << 20  # what a section of 16384 may take
+        assert len(set(out)) == 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("nth", [1, 3])
 def test_files_fail_where_a_lane_does(
     path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
@@ -374,6 +637,155 @@ def test_files_fail_where_a_lane_does(
             assert len(await f.pread_many(range(1000), 16)) == 16000
 
     asyncio.run(main())
+
+
+class _Refuses:
+    """A lane's way to the kernel, on which io_submit fails so often with such an errno."""
+
+    def __init__(self, lane: BulkLane, failure: int, times: int) -> None:
+        self.lane = lane
+        self.raw = lane._raw
+        self.failure = failure
+        self.left = times
+        lane._raw = self
+
+    def __call__(self, *arguments: Any) -> int:
+        if self.left and arguments[0].value == numbers().io_submit:
+            self.left -= 1
+            ctypes.set_errno(self.failure)
+            return -1
+        return self.raw(*arguments)
+
+
+def lane_of(file: rawaio.File) -> BulkLane:
+    """The one that is there, after one call."""
+    lanes = file.driver.lanes
+    assert isinstance(lanes, many.Lanes)
+    (lane,) = lanes._lanes
+    return lane
+
+
+def test_files_when_the_kernel_is_short_of_memory(path: Path, content: bytes) -> None:
+    """EAGAIN with nothing in flight: nobody gives anything back, and it is tried again."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            short = _Refuses(lane_of(f), errno.EAGAIN, 3)
+            assert await f.pread_many(range(300), 1) == content[:300]
+            assert not short.left
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failure", [errno.EBADF, errno.EOPNOTSUPP])
+def test_files_that_are_refused_at_once(path: Path, content: bytes, failure: int) -> None:
+    """Nothing completes, and so nothing wakes anybody; EOPNOTSUPP is for another way to do."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            lane = lane_of(f)
+            refused = _Refuses(lane, failure, 30)
+            if failure == errno.EBADF:
+                with pytest.raises(rawaio.BulkError) as caught:
+                    await f.pread_many(range(30), 1)
+                assert caught.value.errors == dict.fromkeys(range(30), errno.EBADF)
+                assert await f.pread_many(range(30), 1) == content[:30]
+                return
+            assert await f.pread_many(range(30), 1) == content[:30]
+            assert not refused.left
+            calls = lane.io_submit_calls
+            assert await f.pread_many(range(30), 1) == content[:30]
+            assert lane.io_submit_calls == calls  # as it is known now
+
+    asyncio.run(main())
+
+
+def test_files_struck_while_they_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the task is told at once, nothing goes on with."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            lane = lane_of(f)
+
+            async def strike(operation: object) -> None:
+                del operation
+                raise _StruckError
+
+            out = bytearray(5000)
+            with monkeypatch.context() as patch:
+                patch.setattr(f.driver, "settle", strike)
+                with pytest.raises(_StruckError):
+                    await f.pread_many(range(5000), 1, out)
+                assert lane.closed
+                assert not f.driver.busy
+            assert await f.pread_many(range(5000), 1, out) == 5000
+
+    asyncio.run(main())
+
+
+def test_files_cancelled_start_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 10_000
+    started: list[BulkOperation] = []
+    start = many.Lanes.start
+
+    def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
+        started.append(start(lanes, job))
+        return started[-1]
+
+    monkeypatch.setattr(many.Lanes, "start", watch)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            task = asyncio.create_task(f.pread_many(range(count), 1))
+            while not started:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            job = started[0].job
+            assert 0 < job.finished == job.next < count
+            assert not f.driver.busy
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["equal", "lengths"])
+def test_files_hold_what_they_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: bool
+) -> None:
+    """From the first byte to the last, and nothing behind it."""
+    (tmp_path / "file").write_bytes(bytes(16 * BLOCK))
+    start = many.Lanes.start
+    seen: list[list[bool]] = []
+
+    async def main() -> None:
+        async with rawaio.open(tmp_path / "file", "r+", direct="prefer") as f:
+            if not f.direct:
+                pytest.skip("no direct I/O here")
+
+            def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
+                holds = [
+                    f.lock.acquire(at, at + 1, exclusive=True, granted=lambda: None)
+                    for at in (BLOCK - 1, BLOCK, 7 * BLOCK, 8 * BLOCK - 1, 8 * BLOCK)
+                ]
+                seen.append([hold.granted for hold in holds])
+                for hold in holds:
+                    f.lock.release(hold)
+                return start(lanes, job)
+
+            monkeypatch.setattr(many.Lanes, "start", watch)
+            data = rawaio.aligned_buffer(3 * BLOCK)
+            if lengths:
+                given: dict[str, Any] = {"lengths": [2 * BLOCK, BLOCK]}
+                await f.pwrite_many([6 * BLOCK, BLOCK], data, **given)
+            else:
+                await f.pwrite_many([7 * BLOCK, BLOCK, 3 * BLOCK], data)
+
+    asyncio.run(main())
+    assert seen == [[True, False, False, False, True]]
 
 
 def test_files_cancelled(tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def many(ctx: IOContext, fd: int, out: bytearray, read_only: bytes) -> None:
     assert_type(ctx.pread_many(fd, [0, 4096], 4096), bytearray)
     assert_type(ctx.pread_many(fd, array("q", [0]), 4096, out), int)
     assert_type(ctx.pwrite_many(fd, range(0, 8, 4), read_only), int)
+    assert_type(ctx.pread_many(fd, [0, 8], lengths=[8, 4]), bytearray)
+    assert_type(ctx.pread_many(fd, [0, 8], lengths=array("q", [8, 4]), out=out), int)
+    assert_type(ctx.pread_many(fd, [0, 8], out=[out, memoryview(out)]), int)
+    assert_type(ctx.pread_many(fd, [0, 8], None, lengths=(8, 4)), bytearray)
+    assert_type(ctx.pread_many(fd, [0, 8], 8, [out, out], lengths=[8, 8]), int)
+    assert_type(ctx.pwrite_many(fd, [0, 8], [read_only, out]), int)
+    assert_type(ctx.pwrite_many(fd, [0, 8], read_only, lengths=[8, 4]), int)
+    ctx.pread_many(fd, [0])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    ctx.pread_many(fd, [0], out=out)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ctx.pread_many(fd, ["0"], 4096)  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     assert_type(rawaio.BulkError({}, 1, 1).counts, dict[int, int])
 
@@ -67,7 +76,12 @@ async def files(path: Path, buffer: bytearray, read_only: bytes) -> None:
     assert_type(await f.append(read_only), int)
     assert_type(await f.pread_many([0], 1), bytearray)
     assert_type(await f.pread_many([0], 1, buffer), int)
+    assert_type(await f.pread_many([0, 8], lengths=[8, 4]), bytearray)
+    assert_type(await f.pread_many([0, 8], lengths=[8, 4], out=buffer), int)
+    assert_type(await f.pread_many([0, 8], out=(buffer, memoryview(buffer))), int)
     assert_type(await f.pwrite_many([0], read_only, 1), int)
+    assert_type(await f.pwrite_many([0, 8], [read_only, buffer]), int)
+    assert_type(await f.pwrite_many([0, 8], read_only, lengths=array("q", [8, 4])), int)
     async for chunk in f.stream(0, None, chunk_size=4096, depth=2):
         assert_type(chunk, bytes)
     with f.plugged():

@@ -1,9 +1,13 @@
-"""Columns of offsets, sizes that fit together, and the error that names what was not whole."""
+"""Columns, where each of many operations is, and the error that names what was not whole."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 from array import array
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rawaio
-from rawaio.bulk import check_sizes, column, evenly
+from rawaio.pieces import MOST_OPERATIONS, Pieces, column
 
 OFFSETS = st.integers(0, (1 << 63) - 1)
 
@@ -69,24 +73,270 @@ def test_what_are_no_ints_is_refused(bad: Any) -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    offsets = column([0, 1, 2])
-    check_sizes(offsets, 4, bytes(12))
-    for nbytes, memory in ((4, bytes(11)), (4, bytes(13)), (5, bytes(12))):
+    offsets = [0, 1, 2]
+    assert Pieces(offsets, bytearray(12), 4, reading=True).total == 12
+    for nbytes, size in ((4, 11), (4, 13), (5, 12)):
         with pytest.raises(ValueError, match="bytes of memory"):
-            check_sizes(offsets, nbytes, memory)
+            Pieces(offsets, bytearray(size), nbytes, reading=True)
     for nbytes in (0, -1, 0x7FFFF001):
         with pytest.raises(ValueError, match="nbytes"):
-            check_sizes(offsets, nbytes, b"")
+            Pieces(offsets, bytearray(), nbytes, reading=True)
 
 
 def test_data_are_divided_evenly() -> None:
-    assert evenly(bytes(12), 3) == 4
-    assert evenly(array("i", [1, 2, 3]), 3) == 4
-    assert evenly(b"", 0) == 1
+    assert Pieces([0, 1, 2], bytes(12), reading=False).nbytes == 4
+    assert Pieces([0, 1, 2], array("i", [1, 2, 3]), reading=False).nbytes == 4
+    assert Pieces([], b"", reading=False).total == 0
     with pytest.raises(ValueError, match="evenly"):
-        evenly(bytes(13), 3)
+        Pieces([0, 1, 2], bytes(13), reading=False)
     with pytest.raises(ValueError, match="no offsets"):
-        evenly(b"x", 0)
+        Pieces([], b"x", reading=False)
+
+
+# -- where each of them is -------------------------------------------------------------------------
+
+SHAPES = ["equal", "packed", "scattered"]
+LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=40)
+
+
+def address_of(buffer: bytearray | memoryview) -> int:
+    return ctypes.addressof((ctypes.c_char * 0).from_buffer(buffer))
+
+
+def pieces_of(shape: str, lengths: list[int]) -> tuple[Pieces, list[tuple[int, int]]]:
+    """Pieces, and address and length of each, found in another way. Equal ones are as the first."""
+    offsets = range(len(lengths))
+    if shape == "scattered":
+        buffers = [bytearray(n) for n in lengths]
+        found = [(address_of(buffer), len(buffer)) for buffer in buffers]
+        return Pieces(offsets, buffers, reading=True), found
+    nbytes = lengths[0] + 1
+    if shape == "equal":
+        lengths = [nbytes] * len(lengths)
+    memory = bytearray(sum(lengths))
+    starts = accumulate(lengths, initial=address_of(memory))
+    made = (
+        Pieces(offsets, memory, nbytes, reading=True)
+        if shape == "equal"
+        else Pieces(offsets, memory, lengths=lengths, reading=True)
+    )
+    return made, list(zip(starts, lengths, strict=False))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(LENGTHS, st.lists(st.integers(1, 20)), st.data())
+def test_stretches_tell_where_each_is(
+    shape: str, lengths: list[int], sizes: list[int], data: st.DataObject
+) -> None:
+    """In order, whatever their lengths, and again from anywhere."""
+    pieces, expected = pieces_of(shape, lengths)
+    assert pieces.total == sum(length for _, length in expected)
+
+    def told(first: int, n: int) -> list[tuple[int, int]]:
+        addresses, column = pieces.stretch(first, n)
+        assert addresses.format == "q"
+        assert (column is None) == (shape == "equal")
+        lengths = [pieces.nbytes or 0] * n if column is None else column.tolist()
+        return list(zip(addresses.tolist(), lengths, strict=True))
+
+    first = 0
+    for size in (*sizes, 1000):
+        n = min(size, len(lengths) - first)
+        if n:
+            assert told(first, n) == expected[first : first + n]
+        first += n
+    again = data.draw(st.integers(0, len(lengths) - 1))
+    n = data.draw(st.integers(1, len(lengths) - again))
+    assert told(again, n) == expected[again : again + n]
+
+
+def test_stretches_of_like_lengths_go_on_from_each_other() -> None:
+    """Each is made of the one before, however much further it begins."""
+    pieces = Pieces(range(100), None, 3, reading=True)
+    first = 0
+    for n in (5, 6, 8, 8, 7, 5, 5, 6):
+        addresses, _ = pieces.stretch(first, n)
+        assert addresses.tolist() == [pieces.address + 3 * i for i in range(first, first + n)]
+        first += n
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(LENGTHS, st.data())
+def test_parts_are_some_of_them(shape: str, lengths: list[int], data: st.DataObject) -> None:
+    pieces, expected = pieces_of(shape, lengths)
+    first = data.draw(st.integers(0, len(lengths) - 1))
+    n = data.draw(st.integers(1, len(lengths) - first))
+    part = pieces.part(first, n)
+    assert part.offsets.tolist() == list(range(first, first + n))
+    expected = expected[first : first + n]
+    assert part.total == sum(length for _, length in expected)
+    assert list(part.addresses) == [address for address, _ in expected]
+    for i, (address, length) in enumerate(expected):
+        view = part.view(i)
+        assert (view.nbytes, view.format, part.length(i)) == (length, "B", length)
+        if length:
+            assert address_of(view) == address
+    again = part.part(0, n)
+    assert list(again.addresses) == [address for address, _ in expected]
+
+
+def test_parts_of_many_are_made_of_columns() -> None:
+    """Beyond what is looked at together, forwards and back."""
+    lengths = array("q", [1, 2, 3]) * 10_000
+    pieces = Pieces(range(30_000), None, lengths=lengths, reading=True)
+    for first in (29_998, 9_999, 0, 20_000):
+        start = 6 * (first // 3) + (0, 1, 3)[first % 3]
+        assert pieces.part(first, 2).addresses[0] == pieces.address + start
+
+
+BUFFERS: list[Any] = [
+    b"bytes",
+    bytearray(b"bytearray"),
+    memoryview(b"read-only"),
+    memoryview(bytearray(b"writable"))[2:],
+    array("i", [1, 2, 3]),
+    memoryview(array("d", [1.0])),
+    b"",
+    bytearray(),
+    memoryview(b"abcdef").cast("B", (2, 3)),
+]
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [[], [b"a", b"", b"bcd"], BUFFERS, BUFFERS[1:2] * 3, tuple(BUFFERS[3:6])],
+    ids=["none", "bytes", "all kinds", "one again and again", "writable"],
+)
+def test_any_buffers_can_be_written_from(buffers: Any) -> None:
+    pieces = Pieces(range(len(buffers)), buffers, reading=False)
+    assert pieces.total == sum(memoryview(buffer).nbytes for buffer in buffers)
+    if buffers:
+        addresses, lengths = pieces.stretch(0, len(buffers))
+        assert lengths is not None
+        for address, length, buffer in zip(addresses, lengths, buffers, strict=True):
+            assert ctypes.string_at(address, length) == bytes(buffer)
+
+
+def test_buffers_are_pinned() -> None:
+    one, several, packed = bytearray(8), [bytearray(4), bytearray(4)], bytearray(8)
+    pieces = [
+        Pieces([0, 1], one, 4, reading=True),
+        Pieces([0, 1], several, reading=True),
+        Pieces([0, 1], packed, lengths=[3, 5], reading=False),
+    ]
+    parts = [each.part(1, 1) for each in pieces]
+    for held in (pieces, parts):
+        for buffer in (one, several[1], packed):
+            with pytest.raises(BufferError):
+                buffer.append(0)
+        held.clear()
+    for buffer in (one, *several, packed):
+        buffer.append(0)
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    # Nothing says how much.
+    ({"memory": bytearray(4)}, TypeError, "nbytes, lengths, or a list"),
+    ({"memory": None}, TypeError, "nbytes, lengths, or a list"),
+    # As many of each.
+    ({"memory": bytearray(4), "lengths": [4]}, ValueError, "operation 1 has no length"),
+    ({"memory": bytearray(4), "lengths": [1, 1, 2]}, ValueError, "operation 2 has no offset"),
+    ({"memory": [bytearray(4)]}, ValueError, "operation 1 has no buffer"),
+    ({"memory": (bytearray(4),) * 3}, ValueError, "operation 2 has no offset"),
+    # What is said twice.
+    ({"memory": None, "lengths": [4, 5], "nbytes": 4}, ValueError, "operation 1 is of 5 bytes"),
+    (
+        {"memory": [bytearray(4), bytearray(3)], "nbytes": 4},
+        ValueError,
+        "operation 1 is of 3 bytes, and nbytes is 4",
+    ),
+    (
+        {"memory": [bytearray(4), bytearray(3)], "lengths": [4, 4]},
+        ValueError,
+        "operation 1 has a buffer of 3 bytes, and length 4",
+    ),
+    (
+        {"memory": [bytearray(4), bytearray(3)], "lengths": [4]},
+        ValueError,
+        "operation 1 has no length",
+    ),
+    # What is no length, or no memory.
+    ({"memory": bytearray(4), "lengths": [5, -1]}, ValueError, "length 1 is negative: -1"),
+    ({"memory": None, "lengths": [1 << 63, 0]}, ValueError, "lengths .* beyond"),
+    ({"memory": None, "lengths": [0, 0x7FFFF001]}, ValueError, "operation 1 is of 2147479553"),
+    ({"memory": None, "lengths": [0.5, 1]}, TypeError, "float"),
+    ({"memory": None, "lengths": 4}, TypeError, "int"),
+    ({"memory": None, "nbytes": 4.0}, TypeError, "float"),
+    ({"memory": None, "nbytes": None, "lengths": array("i", [1, 1])}, TypeError, "of lengths"),
+    ({"memory": bytearray(8), "lengths": [4, 3]}, ValueError, "need 7 bytes of memory, not 8"),
+    ({"memory": b"12345678", "nbytes": 4}, TypeError, "read-only"),
+    ({"memory": [bytearray(4), b"123"]}, TypeError, "buffer 1: .*read-only"),
+    ({"memory": [bytearray(4), 7]}, TypeError, "buffer 1: a buffer is needed"),
+    ({"memory": [bytearray(4), memoryview(bytearray(8))[::2]]}, TypeError, "buffer 1: .*contig"),
+    ({"memory": "text", "nbytes": 2}, TypeError, "a buffer is needed"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "match"), REFUSED)
+def test_what_cannot_be_right_is_refused(
+    arguments: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        Pieces([0, 8], reading=True, **arguments)
+
+
+def test_what_is_written_has_to_be_contiguous() -> None:
+    with pytest.raises(TypeError, match="buffer 1: .*contiguous"):
+        Pieces([0, 8], [b"1234", memoryview(b"12345678")[::2]], reading=False)
+
+
+def test_what_is_said_twice_may_agree() -> None:
+    for memory in (None, [bytearray(4), bytearray(4)]):
+        assert Pieces([0, 8], memory, 4, lengths=array("q", [4, 4]), reading=True).total == 8
+    assert Pieces([], [], 4, lengths=[], reading=True).total == 0
+
+
+def test_lengths_of_nothing() -> None:
+    pieces = Pieces([5, 6], None, lengths=[0, 0], reading=True)
+    assert pieces.total == 0
+    assert pieces.made == bytearray()
+    assert pieces.part(0, 2).view(1).nbytes == 0
+
+
+def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
+    """An address beyond the memory is not made, whatever the caller does to the buffer."""
+    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2]):
+        for n in (1, 3):
+            lengths = array("q", [2, 3, 4])
+            pieces = Pieces(range(3), None, lengths=lengths, reading=True)
+            lengths[:] = array("q", changed)
+            with pytest.raises(RuntimeError, match="changed"):
+                [pieces.stretch(first, n) for first in range(0, 3, n)]
+
+
+def test_the_first_negative_one_is_named() -> None:
+    offsets = array("q", range(20_000))
+    offsets[9_000] = offsets[15_000] = -7
+    for wrong in (offsets, offsets.tolist()):
+        with pytest.raises(ValueError, match="offset 9000 is negative: -7"):
+            column(wrong)
+
+
+def test_offsets_that_need_all_of_63_bits() -> None:
+    offsets = [(1 << 63) - 1] * 10_000
+    assert column(offsets).tolist() == offsets
+
+
+def test_more_operations_than_there_are_indexes(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("w+b") as file:
+        file.truncate(8 * (MOST_OPERATIONS + 1))
+        pages = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+    with pytest.raises(ValueError, match="too many"):
+        column(pages)
+    assert len(column(pages[:100_000])) == 100_000
+
+
+# -- what is raised --------------------------------------------------------------------------------
 
 
 def test_the_error_names_what_was_not_whole() -> None:
@@ -111,3 +361,8 @@ def test_only_short_operations_have_no_errno() -> None:
     error = rawaio.BulkError({0: (0, 1)}, 1, 2)
     assert error.errno == 0
     assert "1 were short" in str(error)
+
+
+def test_operations_of_several_lengths_have_no_length_in_common() -> None:
+    error = rawaio.BulkError({1: (0, 3)}, 2)
+    assert "of 2 operations 1 were short (1: 3 bytes)" in str(error)

@@ -38,6 +38,7 @@ ORDER = {
     "queue": 2,
     "statistics": 2,
     "kernel": 2,
+    "pieces": 2,
     "bulk": 2,
     "context": 2,
     "rangelock": 2,

@@ -1,0 +1,250 @@
+"""A lane beside a kernel that completes in any order, takes what it likes, and refuses at will.
+
+The kernel reads the iocbs that io_submit is given and remembers them; a completion does what the
+operation says, in memory. So an index, an address, a length or an offset that is not right shows in
+the bytes, and an operation that is lost, or started twice, in the count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import random
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rawaio
+from rawaio import bulk, syscalls
+from rawaio.bulk import Bulk, BulkLane
+from rawaio.pieces import Pieces
+from rawaio.syscalls import Opcode
+
+WINDOW = 24
+FD = 77
+FLAGS = 8
+CONTENT = random.Random(5).randbytes(1 << 16)
+IOCB = struct.Struct("=QIiHhIQQqQII")
+
+
+class AnyOrder:
+    """io_submit and io_getevents, by chance."""
+
+    def __init__(self, seed: int, bad: dict[int, int], lagging: set[int]) -> None:
+        """bad: errno by offset; positive, of the event; negative, of io_submit.
+
+        lagging: offsets of what completes when nothing else does.
+        """
+        self.random = random.Random(seed)
+        self.bad = bad
+        self.lagging = lagging
+        self.started: Counter[int] = Counter()
+        self.in_flight: list[tuple[int, int, int, int, int]] = []
+        self.most = 0
+        self.file = bytearray(CONTENT)
+        self.numbers = syscalls.numbers()
+
+    def __call__(self, number: Any, ctx_id: Any, *arguments: Any) -> int:
+        del ctx_id
+        if number.value == self.numbers.io_submit:
+            return self.submit(arguments[0].value, arguments[1].value)
+        assert number.value == self.numbers.io_getevents
+        return self.getevents(*arguments)
+
+    def submit(self, nr: int, pointers: int) -> int:
+        assert nr > 0
+        chance = self.random.random()
+        if chance < 0.1:
+            ctypes.set_errno(self.random.choice([errno.EAGAIN, errno.EINTR]))
+            return -1
+        accepted = 0
+        for at in (ctypes.c_uint64 * nr).from_address(pointers):
+            data, key, flags, opcode, prio, fd, buf, nbytes, offset, reserved, *signal = (
+                IOCB.unpack(ctypes.string_at(at, IOCB.size))
+            )
+            assert (key, flags, prio, fd, reserved, signal) == (0, FLAGS, 0, FD, 0, [0, 0])
+            assert data & 0xFFFF_FFFF == nbytes
+            failure = -self.bad.get(offset, 0)
+            if failure > 0:
+                if accepted:
+                    break
+                self.started[data >> 32] += 1
+                ctypes.set_errno(failure)
+                return -1
+            self.started[data >> 32] += 1
+            self.in_flight.append((data, opcode, buf, nbytes, offset))
+            accepted += 1
+            if chance < 0.4 and self.random.random() < 0.2:
+                break
+        self.most = max(self.most, len(self.in_flight))
+        return accepted
+
+    def getevents(self, min_nr: Any, nr: Any, buffer: Any, timeout: Any) -> int:
+        assert not timeout.value
+        assert min_nr.value <= len(self.in_flight), "it would wait for ever"
+        if not min_nr.value or self.random.random() < 0.1:
+            ctypes.set_errno(errno.EINTR)
+            return -1 if self.random.random() < 0.5 else 0
+        self.random.shuffle(self.in_flight)
+        self.in_flight.sort(key=lambda one: one[4] in self.lagging)
+        n = self.random.randint(min_nr.value, min(nr.value, len(self.in_flight)))
+        events = b"".join(map(self.complete, self.in_flight[:n]))
+        del self.in_flight[:n]
+        ctypes.memmove(buffer, events, len(events))
+        return n
+
+    def complete(self, operation: tuple[int, int, int, int, int]) -> bytes:
+        data, opcode, buf, nbytes, offset = operation
+        failure = self.bad.get(offset, 0)
+        if failure > 0:
+            return struct.pack("=QQqq", data, 0, -failure, 0)
+        if opcode == Opcode.PREAD:
+            part = self.file[offset : offset + nbytes]
+            ctypes.memmove(buf, bytes(part), len(part))
+            done = len(part)
+        else:
+            self.file[offset : offset + nbytes] = ctypes.string_at(buf, nbytes)
+            done = nbytes
+        return struct.pack("=QQqq", data, 0, done, 0)
+
+
+@pytest.fixture(scope="module")
+def lane() -> Iterator[BulkLane]:
+    """One for all, so that each job comes after others of all kinds."""
+    made = BulkLane(WINDOW, force_syscalls=True)
+    # Without a pause: this kernel's shortage is over at once.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "_RETRY_S", 0)
+        yield made
+    made.close()
+
+
+def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
+    raw, lane._raw = lane._raw, kernel
+    try:
+        lane.begin(job)
+        lane._rounds(job)
+        lane.end()
+    finally:
+        lane._raw = raw
+    assert not kernel.in_flight
+    assert kernel.started == Counter(range(job.total))
+    assert kernel.most <= WINDOW
+
+
+def expected_read(offset: int, length: int, bad: dict[int, int]) -> tuple[int, bytes]:
+    """An errno, and the bytes."""
+    failure = abs(bad.get(offset, 0))
+    return failure, b"" if failure else CONTENT[offset : offset + length]
+
+
+ERRORS = st.sampled_from([errno.EIO, -errno.EBADF, -errno.EINVAL, errno.EAGAIN])
+SIZES = st.sampled_from([1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 200, 511, 512, 513, 1300])
+
+
+@pytest.mark.parametrize("shape", ["equal", "packed", "scattered"])
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(0, 1 << 30), st.dictionaries(st.integers(0, 1299), ERRORS, max_size=5))
+def test_reads(lane: BulkLane, shape: str, count: int, seed: int, faults: dict[int, int]) -> None:
+    chance = random.Random(seed)
+    # Some behind the end, and each at an offset of its own, which tells it from the others.
+    offsets = chance.sample(range(len(CONTENT) + 100), count)
+    lengths = [chance.choice([0, 1, 5, 64]) for _ in offsets]
+    bad = {offsets[i]: failure for i, failure in faults.items() if i < count}
+    kernel = AnyOrder(seed, bad, set(chance.sample(offsets, min(count, 3))))
+    buffers: Any
+    if shape == "equal":
+        lengths = [17] * count
+        memory = bytearray(17 * count)
+        pieces = Pieces(offsets, memory, 17, reading=True)
+        buffers = [memoryview(memory)[17 * i : 17 * i + 17] for i in range(count)]
+    elif shape == "packed":
+        pieces = Pieces(offsets, None, lengths=lengths, reading=True)
+        assert pieces.made is not None
+        starts = [sum(lengths[:i]) for i in range(count)]
+        view = memoryview(pieces.made)
+        buffers = [view[a : a + n] for a, n in zip(starts, lengths, strict=True)]
+    else:
+        buffers = [bytearray(n) for n in lengths]
+        pieces = Pieces(offsets, buffers, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    wrong: dict[int, tuple[int, int]] = {}
+    for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        failure, data = expected_read(offset, length, bad)
+        assert buffers[i][: len(data)] == data
+        assert not any(buffers[i][len(data) :])
+        if failure or len(data) < length:
+            wrong[i] = failure, len(data)
+    if not wrong:
+        job.check()
+        return
+    with pytest.raises(rawaio.BulkError) as caught:
+        job.check()
+    told = caught.value
+    assert {i: (told.errors[i], told.counts[i]) for i in told.indexes} == wrong
+    assert told.total == count
+
+
+@pytest.mark.parametrize("lengths_given", [False, True], ids=["buffers", "packed"])
+@settings(max_examples=30, deadline=None)
+@given(SIZES, st.integers(0, 1 << 30))
+def test_writes(lane: BulkLane, lengths_given: bool, count: int, seed: int) -> None:
+    chance = random.Random(seed)
+    places = chance.sample(range(len(CONTENT) // 32), count)
+    offsets = [32 * place for place in places]
+    data = [chance.randbytes(chance.randrange(33)) for _ in offsets]
+    kernel = AnyOrder(seed, {}, set(offsets[:2]))
+    expected = bytearray(CONTENT)
+    for offset, part in zip(offsets, data, strict=True):
+        expected[offset : offset + len(part)] = part
+    pieces = (
+        Pieces(offsets, b"".join(data), lengths=list(map(len, data)), reading=False)
+        if lengths_given
+        else Pieces(offsets, data, reading=False)
+    )
+    job = Bulk(Opcode.PWRITE, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    job.check()
+    assert kernel.file == expected
+
+
+def test_an_operation_that_lags_behind_many_stretches(lane: BulkLane) -> None:
+    """Its index is still its own, in the upper half of 32 bits too, and the window goes on."""
+    count = (1 << 16) + 3 * bulk._STRETCH
+    offsets = list(range(count))
+    late = {7, 600, 40_000, 65_535, 65_536, 66_000}
+    kernel = AnyOrder(1, dict.fromkeys(late, errno.EIO), late)
+    pieces = Pieces(offsets, bytearray(count), 1, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    assert {i for i, res in job.failures.items() if res == -errno.EIO} == late
+    assert job.failures.keys() - late == set(range(len(CONTENT), count)) - late
+    # And what comes next begins at 0 again.
+    kernel = AnyOrder(2, {5: errno.EIO}, {5})
+    job = Bulk(Opcode.PREAD, FD, Pieces(range(9), bytearray(9), 1, reading=True), rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    assert job.failures == {5: -errno.EIO}
+
+
+def test_an_error_of_io_getevents_is_raised(lane: BulkLane) -> None:
+    def fails(*arguments: Any) -> int:
+        del arguments
+        ctypes.set_errno(errno.EFAULT)
+        return -1
+
+    raw, lane._raw = lane._raw, fails
+    job = Bulk(Opcode.PREAD, FD, Pieces([0], bytearray(1), 1, reading=True))
+    try:
+        lane.begin(job)
+        with pytest.raises(OSError, match="io_getevents") as caught:
+            lane._wait(0)
+        lane.end()
+    finally:
+        lane._raw = raw
+    assert caught.value.errno == errno.EFAULT
