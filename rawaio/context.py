@@ -123,7 +123,7 @@ class IOContext:
         kernel.open(nr_events)
         slab = IocbSlab(min(nr_events, _MAX_OFFER), kernel.eventfd)
         self._queue = kernel.queue = queue = SubmissionQueue(
-            Submitter(kernel.ctx_id, slab),
+            Submitter(kernel.ctx_id, slab).submit,
             nr_events=nr_events,
             max_batch=max_batch,
             max_pending=max_pending,
@@ -639,11 +639,23 @@ class IOContext:
         return True
 
     def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
-        done = self._done
+        queue, done = self._queue, self._done
         reaped: list[Completion] = []
         # How many of them have been marked, and have had their callbacks; -1 is all.
         finished = [0]
         try:
+            if not (done or self._ready or self._depth or self._counted):
+                self._fetch(reaped, max_nr)
+                finished[0] = n = complete(reaped)
+                if n < len(reaped):
+                    # The rest waits its turn where callbacks that reap find it.
+                    done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - n)))
+                elif (
+                    n >= min_nr
+                    and n != max_nr
+                    and not (queue.pending or done or self._waiters or self._closed)
+                ):
+                    return reaped
             self._go_round(reaped, finished, min_nr, max_nr, timeout)
             return reaped
         except BaseException as error:
@@ -673,18 +685,8 @@ class IOContext:
         before = queue.moved
         while True:
             moved = queue.moved
-            if done or self._ready or self._depth or self._counted:
-                finished[0] = -1
-                self._gather(reaped, max_nr)
-            else:
-                finished[0] = len(reaped)
-                self._fetch(reaped, max_nr)
-                finished[0] = complete(reaped, finished[0])
-                if finished[0] < len(reaped):
-                    # The rest waits its turn where callbacks that reap find it.
-                    done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished[0])))
-                    finished[0] = -1
-                    self._gather(reaped, max_nr)
+            finished[0] = -1
+            self._gather(reaped, max_nr)
             if queue.pending:
                 if len(reaped) < min_nr:
                     queue.flush()  # also what is plugged: nobody else may ever unplug it
@@ -774,8 +776,6 @@ class IOContext:
     def _fetch(self, target: list[Completion] | deque[Completion], max_nr: int | None) -> None:
         """Move what has completed from the kernel to target, as long as that is below max_nr."""
         queue = self._queue
-        if self._direct and self._ring.empty:
-            return
         with queue.lock:
             if self._closed or self._fetching:
                 return
@@ -803,27 +803,38 @@ class IOContext:
         target: list[Completion] | deque[Completion],
         max_nr: int | None,
     ) -> None:
-        take = self._queue.take
-        n = source.peek()
-        while n:
-            if max_nr is not None and n > max_nr - len(target):
-                n = max_nr - len(target)
-                if n == 0:
-                    break
-            data, res, res2 = source.columns(n)
-            try:
-                if self._cancelled:
-                    raise KeyError
-                target.extend(map(Completion, zip(map(take, data), res, res2)))  # noqa: B905
-            except KeyError:
+        take, table, append = self._queue.take, self._queue.in_flight_table, target.append
+        most = None
+        while True:
+            if max_nr is not None:
+                most = max_nr - len(target)
+                if most <= 0:
+                    return
+            run = source.next_run(most)
+            if run is None:
+                return
+            data, res, res2, more = run
+            n = len(data)
+            if self._cancelled:
                 self._fetch_one_by_one(target, data, res, res2)
+            elif n == 1 and (request := table.get(data[0])) is not None:
+                completion = Completion((request, res[0], res2[0]))
+                # One line and one step, as nothing can strike before append has been called.
+                del table[data[0]]; append(completion)  # noqa: E702 # fmt: skip
+            else:
+                try:
+                    target.extend(map(Completion, zip(map(take, data), res, res2)))  # noqa: B905
+                except KeyError:
+                    self._fetch_one_by_one(target, data, res, res2)
             if source is self._ring:
                 self._ring_reaps += n
             else:
                 self._syscall_reaps += n
                 if self._counted:
                     self._ring.credit(-n)
-            n = source.advance_and_peek(n)
+            source.commit_run()
+            if not more:
+                return
 
     def _fetch_one_by_one(
         self,

@@ -18,8 +18,8 @@ import errno
 import os
 import warnings
 from collections import deque
-from itertools import chain, starmap
-from operator import setitem
+from itertools import starmap
+from operator import call, setitem
 
 from . import syscalls
 from ._uninterrupted import uninterrupted
@@ -194,28 +194,29 @@ class Kernel:
 class Submitter:
     """The queue's way to the kernel."""
 
-    __slots__ = ("_arguments", "_errno", "_nr", "_raw", "_slab")
+    __slots__ = ("_calls", "_nr", "_slab")
 
     def __init__(self, ctx_id: int, slab: IocbSlab) -> None:
         self._slab = slab
-        self._raw = syscalls.raw_syscall()
-        self._errno = ctypes.get_errno
         self._nr = ctypes.c_long(0)
-        self._arguments = (
+        # io_submit, and what became of it: functions with their arguments.
+        self._calls = (
             (
+                syscalls.raw_syscall(),
                 ctypes.c_long(syscalls.numbers().io_submit),
                 ctypes.c_ulong(ctx_id),
                 self._nr,
                 ctypes.c_void_p(slab.address),
             ),
+            (ctypes.get_errno,),
         )
 
-    def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+    def submit(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
         """As `queue.Submit` says. Can block: in io_submit."""
         self._slab.fill(first_token, batch)
         self._nr.value = len(batch)
         # The return value and errno are kept before an exception can strike.
-        outcome.extend(chain(starmap(self._raw, self._arguments), starmap(self._errno, _ONCE)))
+        outcome.extend(starmap(call, self._calls))
 
 
 def advice(failure: int, nr_events: int) -> list[str]:

@@ -7,6 +7,8 @@ short by an exception from outside can be undone or repeated; each says which.
 
 from __future__ import annotations
 
+from operator import itemgetter, length_hint
+
 from .errors import BusyError
 from .request import TRANSITIONS, Request, State, Step
 
@@ -17,10 +19,19 @@ if TYPE_CHECKING:
 
     from .request import Completion
 
-__all__ = ["admit", "advance", "complete", "complete_one", "offer", "reopen", "restore"]
+__all__ = [
+    "admit",
+    "advance",
+    "complete",
+    "complete_one",
+    "looked_at",
+    "offer",
+    "reopen",
+    "restore",
+]
 
 _NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
-_UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
+_request_of: Final = itemgetter(0)
 
 
 def advance(requests: Sequence[Request], step: Step) -> None:
@@ -41,47 +52,70 @@ def advance(requests: Sequence[Request], step: Step) -> None:
     if len(set(requests)) != len(requests):
         raise BusyError("the same request is there twice")
     if step is Step.PUSH:
-        before: dict[Request, State] = {}
+        before: dict[Request | None, State] = {}
+        looking = iter(requests)
         try:
-            admit(iter(requests), before)
+            admit(looking, before)
         except BaseException:
-            restore(requests, before)
+            restore(looked_at(requests, looking, before), before)
             raise
     else:
         for request in requests:
             request._state = TRANSITIONS[request._state, step]
 
 
-def admit(requests: Iterator[Request], before: dict[Request, State]) -> None:
-    """Take the requests to PENDING one by one, with their buffers pinned.
+def admit(
+    requests: Iterable[Request], before: dict[Request | None, State], to: State = _PENDING
+) -> None:
+    """Take the requests to PENDING, or `to`, one by one, with their buffers pinned.
 
-    before gets the states of those that were not COMPLETED; with it `restore` undoes what an
-    exception cut short.
+    before gets the states of those that were not COMPLETED, and the key None when the last one
+    looked at is refused for what it is; with it `restore` undoes what an exception cut short.
 
     Raises:
         BusyError: the last one looked at is under way, or there twice.
         TypeError: it is not a Request. And what pinning its buffer again raises.
     """
-    for request in requests:
-        try:
-            state = request._state
-        except AttributeError:
-            raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
-        if state is not _COMPLETED:
-            if state in _UNDER_WAY:
-                raise BusyError(f"{request!r} is under way already, or there twice")
-            before[request] = state
-            request._make_ready()
-        request._state = _PENDING
+    request: object = None
+    try:
+        for request in requests:
+            if request._state is _COMPLETED:
+                request._state = to
+            else:
+                _admit_anew(request, before)
+                request._state = to
+    except AttributeError:
+        if isinstance(request, Request):
+            raise
+        before[None] = _NEW
+        raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
 
 
-def restore(requests: Iterable[Request], before: dict[Request, State]) -> None:
+def _admit_anew(request: Request, before: dict[Request | None, State]) -> None:
+    state = request._state
+    if state is _PENDING or state is _IN_FLIGHT:
+        before[None] = state
+        raise BusyError(f"{request!r} is under way already, or there twice")
+    before[request] = state
+    request._make_ready()
+
+
+def restore(
+    requests: Iterable[Request], before: dict[Request | None, State], to: State = _PENDING
+) -> None:
     """Undo `admit` for the requests that it looked at and did not refuse."""
     for request in requests:
-        if request in before or request._state is _PENDING:
+        if request in before or request._state is to:
             request._state = before.get(request, _COMPLETED)
             if request._resizable:
                 request._anchor = None
+
+
+def looked_at(
+    requests: Sequence[Request], looking: Iterator[Request], before: dict[Request | None, State]
+) -> Sequence[Request]:
+    """What `admit` took before it was cut short; looking: the iterator it was given."""
+    return requests[: len(requests) - length_hint(looking) - (None in before)]
 
 
 def offer(requests: Iterable[Request]) -> None:
@@ -95,10 +129,9 @@ def complete(completions: Sequence[Completion], start: int = 0) -> int:
 
     Returns how many completions are marked, from the beginning of the list. May be repeated.
     """
-    for completion in completions[start:] if start else completions:
-        request = completion[0]
+    for request in map(_request_of, completions[start:] if start else completions):
         if request.callback is not None:
-            return completions.index(completion, start)
+            return next(i for i, c in enumerate(completions) if i >= start and c[0] is request)
         if request._resizable:
             request._anchor = None
             request._state = _RELEASED

@@ -29,6 +29,16 @@ class CompletionSource(Protocol):
         """How many events can be read in one run. Moves nothing."""
         ...
 
+    def next_run(
+        self, most: int | None = None
+    ) -> tuple[list[int], list[int], list[int], bool] | None:
+        """`peek` and `columns` in one, and whether there are more behind; None: nothing."""
+        ...
+
+    def commit_run(self) -> None:
+        """Commit what `next_run` gave."""
+        ...
+
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events of the run that peek found."""
         ...

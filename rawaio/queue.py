@@ -30,7 +30,7 @@ from threading import RLock
 
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
-from .lifecycle import admit, advance, offer, restore
+from .lifecycle import admit, advance, looked_at, offer, restore
 from .request import Completion, Request, State, Step
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PASSES", "PlugSection", "QueueFullError", "SubmissionQueue"]
 
-_PENDING, _COMPLETED = State.PENDING, State.COMPLETED
+_PENDING, _IN_FLIGHT, _COMPLETED = State.PENDING, State.IN_FLIGHT, State.COMPLETED
 # Whether threads take turns between bytecodes, and only behind calls and jumps back. Asked of the
 # build: a free-threaded one may have a GIL while some module is imported, and none afterwards.
 _GIL: Final[bool] = "t" not in sys.abiflags
@@ -235,7 +235,14 @@ class SubmissionQueue:
         """
         pending = self.pending
         n = len(requests)
-        if n == 1 and _GIL and len(pending) < self.max_pending:
+        if n and not (pending or self._plugs or self._offered) and self._refusal is None:
+            one = requests[0] if n == 1 and _GIL else None
+            if type(one) is Request and one._state is _COMPLETED:
+                if self._push_one(one):
+                    return 1
+            elif self._push_through(requests, n):
+                return n
+        elif n == 1 and _GIL and len(pending) < self.max_pending:
             request = requests[0]
             # From the second condition on no call and no loop until the append: no other thread and
             # no signal handler runs in between, so the lock would only cost time.
@@ -266,6 +273,120 @@ class SubmissionQueue:
             self.flush()
         return n
 
+    def _push_one(self, request: Request) -> bool:
+        """`push` of one request when nothing is pending, without the lock. Whether it was possible.
+
+        Only with the GIL.
+        """
+        turn = self.turn
+        if turn._is_owned():
+            return False
+        offered, in_flight = self._offered, self.in_flight_table
+        submitted, first, taken = -1, 0, False
+        try:
+            if not turn.acquire(False):
+                return False
+            # Behind this call there is none, and no loop, until the append: no other thread and no
+            # signal handler runs in between, so the lock would only cost time.
+            room = self.nr_events - len(in_flight)
+            if (
+                room < 1
+                or request._state is not _COMPLETED
+                or self.pending
+                or self._plugs
+                or self._refusal is not None
+                or self.dead
+            ):
+                self._decline()
+                return False
+            submitted = self.submitted
+            self._due = False
+            self._first = first = self._next_token
+            self._next_token = first + 1
+            request._state = _IN_FLIGHT
+            self.submitted = submitted + 1
+            in_flight[first] = request
+            offered.append(request)  # from here on it is taken, and `_settle` knows of it
+            taken = True
+            self._send(first, 1)
+            turn.release()
+        except BaseException as error:
+            self._recover(error)
+            if turn._is_owned():
+                if taken or offered:
+                    self._settle()
+                    self.blocked = bool(self.pending)
+                elif submitted >= 0:
+                    in_flight.pop(first, None)
+                    request._state = _COMPLETED
+                    self.submitted = submitted
+                turn.release()
+            raise
+        if self._due or self._refused_some:
+            self._flush(MAX_PASSES - 1)
+        return True
+
+    def _push_through(self, requests: Sequence[Request], n: int) -> bool:
+        """`push` when nothing is pending: offer the requests at once. Whether it was possible."""
+        turn = self.turn
+        if n > self.max_offer or turn._is_owned():
+            return False
+        before: dict[Request | None, State] = {}
+        looking, feed = iter(requests), iter(requests)
+        offered, in_flight = self._offered, self.in_flight_table
+        counted = False
+        try:
+            if not turn.acquire(False):
+                return False
+            with self.lock:
+                if (
+                    n > self.nr_events - len(in_flight)
+                    or self.pending
+                    or self._plugs
+                    or self._refusal is not None
+                    or self.dead
+                ):
+                    self._decline()
+                    return False
+                admit(looking, before, _IN_FLIGHT)
+                self._due = False
+                self._first = first = self._next_token
+                self._next_token = first + n
+                # One line, as in `_take`.
+                self.submitted, counted = self.submitted + n, True
+                offered.extend(feed)  # from here on they are taken, and `_settle` knows of them
+                in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
+            self._send(first, n)
+            turn.release()
+        except BaseException as error:
+            self._recover(error)
+            if turn._is_owned():
+                if not length_hint(feed):
+                    self._settle()
+                    self.blocked = bool(self.pending)
+                else:
+                    if counted:
+                        self.submitted -= n
+                    restore(looked_at(requests, looking, before), before, _IN_FLIGHT)
+                self._decline()
+            raise
+        if self._due or self._refused_some:
+            self._flush(MAX_PASSES - 1)
+        return True
+
+    def _decline(self) -> None:
+        """Give back a turn in which nothing was offered, and to whom it was denied meanwhile."""
+        self.turn.release()
+        if self._due:
+            self.flush()
+
+    def _send(self, first: int, n: int) -> None:
+        """Offer what has just been taken to the kernel; what it does not accept is pending then."""
+        gone = self._ask(first, n)
+        self.moved += gone
+        if 0 < gone < n:
+            self._due = True
+
     def _take(self, requests: Sequence[Request], n: int) -> None:
         if self._refusal is not None:
             raise self._refused()
@@ -274,7 +395,7 @@ class SubmissionQueue:
             raise QueueFullError(
                 f"{len(pending)} requests are pending, and at most {self.max_pending} may be"
             )
-        before: dict[Request, State] = {}
+        before: dict[Request | None, State] = {}
         looking, feed = iter(requests), iter(requests)
         counted = False
         try:
@@ -283,12 +404,11 @@ class SubmissionQueue:
             # the lock, and may be let go at any call.
             self.submitted, counted = self.submitted + n, True
             pending.extend(feed)
-        except BaseException as error:
+        except BaseException:
             if length_hint(feed):  # not taken
                 if counted:
                     self.submitted -= n
-                looked_at = n - length_hint(looking) - isinstance(error, Exception)
-                restore(requests[:looked_at], before)
+                restore(looked_at(requests, looking, before), before)
             raise
 
     def plug(self, key: object = None) -> None:
@@ -338,13 +458,16 @@ class SubmissionQueue:
         Also when plugged. Can block: in io_submit. Returns at once when a flush is under way,
         which then goes on with what is pending now.
         """
+        self._flush(MAX_PASSES)
+
+    def _flush(self, passes: int) -> None:
         if self.dead:
             return
         self._due = True
         turn = self.turn
         if turn._is_owned():
             return
-        for _ in range(MAX_PASSES):
+        for _ in range(passes):
             try:
                 if not turn.acquire(False):
                     return  # that thread looks at _due after it has let go
@@ -384,7 +507,7 @@ class SubmissionQueue:
 
     def _offer(self, limit: int) -> int:
         """Offer one batch of at most limit. How many are gone from pending; 0: it is no use."""
-        offered, outcome = self._offered, self._outcome
+        offered = self._offered
         with self.lock:
             pending, in_flight = self.pending, self.in_flight_table
             room = self.nr_events - len(in_flight)
@@ -401,6 +524,11 @@ class SubmissionQueue:
                 offered.extend(starmap(pending.popleft, repeat((), n)))
             offer(offered)
             in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
+        return self._ask(first, n)
+
+    def _ask(self, first: int, n: int) -> int:
+        """Submit the n requests in _offered. How many are gone from there for good."""
+        offered, outcome = self._offered, self._outcome
         self.io_submit_calls += 1
         self._submit(first, offered, outcome)
         if outcome[0] == n:

@@ -17,7 +17,7 @@ import select
 import struct
 from collections.abc import Sequence
 from enum import Enum, IntEnum
-from operator import index, itemgetter
+from operator import index
 
 from . import memory, syscalls
 from .errors import BusyError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .protocols import HasFileno
 
 __all__ = [
+    "IMAGE_SIZE",
     "IOCB_SIZE",
     "OPCODE_BYTE",
     "TRANSITIONS",
@@ -77,17 +78,20 @@ TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
 _NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
 _UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
 
-# What is skipped is zero: aio_data, aio_offset and aio_resfd are written by `slab`, and aio_key and
-# aio_reserved2 by nobody.
-_IOCB: Final = struct.Struct("=8x4xiHhIQQ8x8xI4x")
-assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
-IOCB_SIZE: Final = _IOCB.size
+# What is skipped is zero: aio_data and aio_offset are written by `slab`, and aio_key and
+# aio_reserved2 by nobody. The last field, aio_resfd, is the slab's and not in the image.
+_IOCB: Final = struct.Struct("=8x4xiHhIQQ8x8xI")
+IMAGE_SIZE: Final = _IOCB.size
+IOCB_SIZE: Final = IMAGE_SIZE + 4
+assert ctypes.sizeof(syscalls.iocb) == IOCB_SIZE
 OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
 _MAX_OFFSET: Final = (1 << 63) - 1
 _MAX_FD: Final = (1 << 31) - 1
 _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
 _ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
+# Looked up once: to find a member in an Enum takes longer than all else that a hot path does.
+_POLL: Final = Opcode.POLL
 _SINGLE: Final = frozenset({Opcode.PREAD, Opcode.PWRITE})
 _VECTORED: Final = frozenset({Opcode.PREADV, Opcode.PWRITEV})
 _READS: Final = frozenset({Opcode.PREAD, Opcode.PREADV})
@@ -121,6 +125,7 @@ class Request:
         "_resizable",
         "_rw_flags",
         "_state",
+        "_transfers",
         "callback",
         "user_data",
     )
@@ -160,7 +165,8 @@ class Request:
         self._pinned_at = 0
         self._resizable = False
         self._offset = 0
-        if self._opcode in _TRANSFERS:
+        self._transfers = self._opcode in _TRANSFERS
+        if self._transfers:
             if events:
                 raise ValueError(f"{self._opcode.name} takes no events")
             self._offset = _checked_offset(offset)
@@ -174,7 +180,7 @@ class Request:
                 raise ValueError(f"{self._opcode.name} takes no rw_flags")
             if self._opcode is Opcode.POLL:
                 self._events = self._pinned_at = _checked_events(events)
-                block = (ctypes.c_char * _IOCB.size)()
+                block = (ctypes.c_char * IOCB_SIZE)()
                 self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
             elif events:
                 raise ValueError(f"{self._opcode.name} takes no events")
@@ -386,11 +392,15 @@ class Request:
 
     @offset.setter
     def offset(self, offset: int) -> None:
-        if self._state in _UNDER_WAY:
+        state = self._state
+        if state is _PENDING or state is _IN_FLIGHT:
             self._refuse_change()
-        if self._opcode not in _TRANSFERS:
+        if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no offset")
-        self._offset = _checked_offset(offset)
+        if type(offset) is int and 0 <= offset <= _MAX_OFFSET:
+            self._offset = offset
+        else:
+            self._offset = _checked_offset(offset)
 
     @property
     def buffer(self) -> object:
@@ -401,7 +411,7 @@ class Request:
     def buffer(self, buffer: ReadableBuffer | Sequence[ReadableBuffer]) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        if self._opcode not in _TRANSFERS:
+        if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no buffer")
         self._pin(buffer)
         self._encode()
@@ -434,7 +444,7 @@ class Request:
     def rw_flags(self, rw_flags: int) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        if self._opcode not in _TRANSFERS:
+        if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no rw_flags")
         self._rw_flags = _checked_rw_flags(rw_flags)
         self._encode()
@@ -453,7 +463,7 @@ class Request:
 
     def __repr__(self) -> str:
         what = f"{self._opcode.name.lower()} fd {self._fileno}"
-        if self._opcode in _TRANSFERS:
+        if self._transfers:
             what += f", {self._nbytes} bytes at offset {self._offset}"
         elif self._opcode is Opcode.POLL:
             what += f", events {self._events:#x}"
@@ -467,7 +477,7 @@ class Request:
 
     def poll_result(self, res: int) -> int:
         """A poll's res without the bits that nobody asked for (the kernel adds aliases)."""
-        if self._opcode is Opcode.POLL:
+        if self._opcode is _POLL:
             return res & (self._events | _ALWAYS_POLLED)
         return res
 
@@ -568,9 +578,12 @@ class Completion(tuple[Request, int, int]):
             ...
 
     else:
-        request = property(itemgetter(0), doc="The request, which may be under way again by now.")
-        res = property(itemgetter(1), doc="Bytes, 0, a mask of events, or a negative errno.")
-        res2 = property(itemgetter(2), doc="The kernel's second word, 0 for requests of today.")
+        # A named tuple's fields are read by C code; a property's function would be called.
+        _field = type(memory.Pin.nbytes)
+        request = _field(0, "The request, which may be under way again by now.")
+        res = _field(1, "Bytes, 0, a mask of events, or a negative errno.")
+        res2 = _field(2, "The kernel's second word, 0 for requests of today.")
+        del _field
 
     def result(self) -> int:
         """Bytes transferred, 0 for a sync, the mask for a poll; 64 bits. Does not enter the kernel.

@@ -45,7 +45,8 @@ import errno
 import struct
 from enum import Enum
 from functools import partial
-from itertools import chain, starmap
+from itertools import starmap
+from operator import call
 
 from . import syscalls
 from .errors import ClosedError
@@ -53,11 +54,12 @@ from .errors import ClosedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, Literal, NoReturn
+    from typing import Any, Final, Literal, NoReturn
 
 __all__ = ["CompletionRing", "Ordering", "SyscallEvents", "choose_ordering"]
 
 _EVENT: Final = struct.Struct("=QQqq")
+_COLUMNS: Final = struct.Struct("=q8xqq")  # data, res and res2 of an event
 _NR, _HEAD, _TAIL, _MAGIC, _INCOMPAT, _HEADER_LENGTH = 1, 2, 3, 4, 6, 7
 _SEQ_CST: Final = 5  # memory_order_seq_cst of <stdatomic.h>
 _WORD: Final = 8  # bytes of a field of an event
@@ -111,7 +113,18 @@ class CompletionRing:
     io_destroy, which unmaps the ring.
     """
 
-    __slots__ = ("_credit", "_events", "_fence", "_run", "_words", "nr", "ordering", "why_not")
+    __slots__ = (
+        "_counted",
+        "_credit",
+        "_events",
+        "_fence",
+        "_next",
+        "_run",
+        "_words",
+        "nr",
+        "ordering",
+        "why_not",
+    )
 
     def __init__(
         self,
@@ -131,7 +144,9 @@ class CompletionRing:
             platform.machine(), counted=counted, load_fence=libatomic_fence
         )
         self.ordering, self._fence = chosen
+        self._counted = self.ordering is Ordering.COUNTED
         self._run = 0
+        self._next = 0  # head, once what `next_run` gave is committed
         self._credit = 0
         self.why_not: str | None
         self._words: memoryview | _Closed = _CLOSED
@@ -170,7 +185,7 @@ class CompletionRing:
     @property
     def hidden(self) -> bool:
         """Whether there are events that the eventfd has not yet vouched for (COUNTED only)."""
-        return self.ordering is Ordering.COUNTED and self._credit <= 0 and not self.empty
+        return self._counted and self._credit <= 0 and not self.empty
 
     @property
     def empty(self) -> bool:
@@ -200,10 +215,66 @@ class CompletionRing:
         nr = self.nr
         head %= nr  # as the kernel takes it
         run = tail - head if tail >= head else nr - head
-        if self.ordering is Ordering.COUNTED:
+        if self._counted:
             run = min(run, max(self._credit, 0))
         self._run = run
         return run
+
+    def next_run(
+        self, most: int | None = None
+    ) -> tuple[list[int], list[int], list[int], bool] | None:
+        """`peek` and `columns` in one: data, res and res2 of the next run, at most so many events.
+
+        The fourth: whether there are more behind it. None: there is nothing. What was given is
+        given again until `commit`.
+        """
+        words = self._words
+        head = words[_HEAD]
+        run = words[_TAIL] - head  # R1: the loads of events come after this one
+        if not run:
+            self._run = 0
+            return None
+        if self._fence is not None:
+            self._fence()  # R1; pairs with smp_wmb() in aio_complete()
+        nr = self.nr
+        if head >= nr:  # as the kernel takes it
+            run += head
+            head %= nr
+            run -= head
+        more = run < 0
+        if more:
+            run = nr - head
+        if self._counted and run > self._credit:
+            run, more = max(self._credit, 0), False
+        if most is not None and run > most:
+            run, more = most, True
+        self._run = run
+        events: Any = self._events
+        if run == 1:
+            self._next = head + 1 if head + 1 < nr else 0
+            data, res, res2 = _COLUMNS.unpack_from(events, _EVENT.size * head)
+            return [data], [res], [res2], more
+        if not run:
+            return None
+        stop = head + run
+        self._next = stop if stop < nr else 0
+        head, stop = 4 * head, 4 * stop
+        return (
+            events[head:stop:4].tolist(),
+            events[head + 2 : stop : 4].tolist(),
+            events[head + 3 : stop : 4].tolist(),
+            more,
+        )
+
+    def commit_run(self) -> None:
+        """Give back to the kernel what `next_run` gave last, and nobody has committed since."""
+        words = self._words
+        run, self._run = self._run, 0
+        if self._fence is not None:
+            self._fence()  # R2; pairs with the kernel's load of head in refill_reqs_available()
+        if run:
+            self._credit -= run
+            words[_HEAD] = self._next
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events of the run that peek found, as signed ints."""
@@ -276,19 +347,31 @@ class SyscallEvents:
     loses nothing.
     """
 
-    __slots__ = ("_arguments", "_buffer", "_closed", "_events", "_fetched", "_index", "_raw")
+    __slots__ = (
+        "_buffer",
+        "_calls",
+        "_capacity",
+        "_closed",
+        "_events",
+        "_fetched",
+        "_given",
+        "_index",
+    )
 
     def __init__(self, ctx_id: int, capacity: int = 256) -> None:
         """capacity: events per system call; 256 are 8 KiB, and more at once gains nothing."""
         self._buffer = (ctypes.c_char * (_EVENT.size * capacity))()
         self._events = memoryview(self._buffer).cast("B").cast("q")
+        self._capacity = capacity
+        self._given = 0
         self._fetched: list[int] = []  # io_getevents' return value and errno, until committed
         self._index = 0
         self._closed = False
         no_wait = syscalls.timespec(0, 0)
-        self._raw = syscalls.raw_syscall()
-        self._arguments = (
+        # io_getevents, and what became of it: functions with their arguments.
+        self._calls = (
             (
+                syscalls.raw_syscall(),
                 ctypes.c_long(syscalls.numbers().io_getevents),
                 ctypes.c_ulong(ctx_id),
                 ctypes.c_long(0),
@@ -296,6 +379,7 @@ class SyscallEvents:
                 ctypes.c_void_p(ctypes.addressof(self._buffer)),
                 ctypes.byref(no_wait),
             ),
+            (ctypes.get_errno,),
         )
 
     @property
@@ -317,9 +401,7 @@ class SyscallEvents:
             self._index = 0
             fetched.clear()
         if not fetched:
-            fetched.extend(
-                chain(starmap(self._raw, self._arguments), starmap(ctypes.get_errno, ((),)))
-            )
+            fetched.extend(starmap(call, self._calls))
         if fetched[0] < 0:
             failure = fetched[1]
             fetched.clear()
@@ -327,6 +409,28 @@ class SyscallEvents:
                 return 0
             raise syscalls.kernel_error(failure, "io_getevents")
         return fetched[0] - self._index
+
+    def next_run(
+        self, most: int | None = None
+    ) -> tuple[list[int], list[int], list[int], bool] | None:
+        """As of `CompletionRing`. Enters the kernel as `peek`.
+
+        There may be more behind what was fetched earlier, and behind as much as fits.
+        """
+        earlier = self.buffered
+        n = self.peek()
+        if not n:
+            return None
+        more = earlier or n == self._capacity
+        if most is not None and n > most:
+            n, more = most, True
+        self._given = n
+        return *self.columns(n), more
+
+    def commit_run(self) -> None:
+        """Forget what `next_run` gave last."""
+        self.commit(self._given)
+        self._given = 0
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events, as signed ints."""

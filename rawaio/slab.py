@@ -1,8 +1,9 @@
 """L1: the iocbs of one io_submit.
 
-A request brings its iocb made (`Request._image`); what changes from one submission to the next,
-aio_data, aio_offset and aio_resfd, is written here. The kernel copies iocbs and pointers during
-io_submit, so one slab serves each batch in turn.
+A request brings its iocb made (`Request._image`), but for the last field, aio_resfd, which is the
+same in all iocbs of a slab. What changes from one submission to the next, aio_data and aio_offset,
+is written here. The kernel copies iocbs and pointers during io_submit, so one slab serves each
+batch in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 import struct
 from functools import cache
 
-from .request import IOCB_SIZE, OPCODE_BYTE
+from .request import IMAGE_SIZE, IOCB_SIZE, OPCODE_BYTE
 from .syscalls import Opcode
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IocbSlab"]
 
-_POLL: Final = int(Opcode.POLL)
+_POLL: Final = Opcode.POLL
 # From how many requests on a column is cheaper than a store for each.
 _FEW: Final = 8
 
@@ -32,6 +33,12 @@ _FEW: Final = 8
 def _ramp(n: int) -> tuple[int, int]:
     """0, 1, 2, ... and 1, 1, 1, ... as n 64-bit words of one int: columns by arithmetic in C."""
     return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
+
+
+@cache
+def _column(n: int) -> struct.Struct:
+    """Packs n 64-bit words, in half the time that `array` takes."""
+    return struct.Struct(f"={n}q")
 
 
 class IocbSlab:
@@ -44,12 +51,10 @@ class IocbSlab:
         "_addresses",
         "_block",
         "_bytes",
-        "_halves",
         "_own",
         "_pointer_block",
         "_pointers",
         "_resfd",
-        "_resfds",
         "_words",
         "address",
         "capacity",
@@ -61,9 +66,9 @@ class IocbSlab:
         self._block = (ctypes.c_char * (IOCB_SIZE * capacity))()
         self._bytes = memoryview(self._block).cast("B")
         self._words = self._bytes.cast("q")
-        self._halves = self._bytes.cast("I")
-        self._resfd = resfd
-        self._resfds = memoryview(struct.pack("=I", resfd) * capacity).cast("I")
+        # It stands between images, and behind the last one of a batch from the beginning on.
+        self._resfd = struct.pack("=I", resfd)
+        self._bytes[:] = (bytes(IMAGE_SIZE) + self._resfd) * capacity
         base = ctypes.addressof(self._block)
         self._addresses = [base + IOCB_SIZE * i for i in range(capacity)]
         self._pointer_block = (ctypes.c_uint64 * capacity)(*self._addresses)
@@ -74,42 +79,37 @@ class IocbSlab:
     def fill(self, first_token: int, batch: Sequence[Request]) -> None:
         """Write the iocbs of a batch, whose aio_data count up from first_token."""
         n = len(batch)
-        words, halves = self._words, self._halves
+        words = self._words
         if self._own:
             for i in self._own:
                 self._pointers[i] = self._addresses[i]
             self._own.clear()
         if n == 1:
             request = batch[0]
-            self._bytes[:IOCB_SIZE] = request._image
+            self._bytes[:IMAGE_SIZE] = request._image
             words[0] = first_token
             words[5] = request._offset
-            halves[15] = self._resfd
-            if request._opcode is Opcode.POLL:
+            if request._opcode is _POLL:
                 self._fill_own(batch)
             return
-        images = b"".join([r._image for r in batch])
+        images = self._resfd.join([r._image for r in batch])
         self._bytes[: len(images)] = images
         if n <= _FEW:
             for i, request in enumerate(batch):
                 words[8 * i] = first_token + i
                 words[8 * i + 5] = request._offset
-                halves[16 * i + 15] = self._resfd
         else:
             ramp, ones = _ramp(n)
             tokens = (ramp + first_token * ones).to_bytes(8 * n, "little")
             words[0 : 8 * n : 8] = memoryview(tokens).cast("q")
-            halves[15 : 16 * n : 16] = self._resfds[:n]
-            i = 5
-            for request in batch:
-                words[i] = request._offset
-                i += 8
+            offsets = _column(n).pack(*[r._offset for r in batch])
+            words[5 : 8 * n : 8] = memoryview(offsets).cast("q")
         if _POLL in images[OPCODE_BYTE::IOCB_SIZE]:
             self._fill_own(batch)
 
     def _fill_own(self, batch: Sequence[Request]) -> None:
         for i, request in enumerate(batch):
-            if request._opcode is Opcode.POLL:
+            if request._opcode is _POLL:
                 block, address = request.own_iocb()
                 block[:] = self._bytes[IOCB_SIZE * i : IOCB_SIZE * (i + 1)]
                 self._own.append(i)

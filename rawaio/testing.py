@@ -135,6 +135,7 @@ class SimulatedKernel:
         self._events: deque[_Event] = deque()
         self._head = 0
         self._run = 0
+        self._given = 0
         self._closed = False
 
     # -- what happens -------------------------------------------------------------------------
@@ -295,6 +296,23 @@ class SimulatedKernel:
             raise ClosedError("the simulated ring is closed")
         self._run = min(len(self._events), self.nr - self._head)
         return self._run
+
+    def next_run(
+        self, most: int | None = None
+    ) -> tuple[list[int], list[int], list[int], bool] | None:
+        """As of `CompletionRing`."""
+        n = there = self.peek()
+        if not n:
+            return None
+        if most is not None:
+            n = min(n, most)
+        self._given = n
+        return *self.columns(n), n < there or there < len(self._events)
+
+    def commit_run(self) -> None:
+        """As of `CompletionRing`."""
+        n, self._given = self._given, 0
+        self.commit(n)
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events of the run that peek found.

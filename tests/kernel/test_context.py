@@ -535,14 +535,14 @@ def test_an_io_getevents_that_fails_is_no_secret(make: _Make, null: int) -> None
     ctx = make()
     ctx.submit(_write(null))
     by_syscall = ctx._by_syscall
-    real = by_syscall._arguments
-    wrong = (*real[0][:1], type(real[0][1])(0), *real[0][2:])
+    real = by_syscall._calls
+    wrong = (*real[0][:2], type(real[0][2])(0), *real[0][3:])
     use_ring, ctx._use_ring = ctx._use_ring, False
-    by_syscall._arguments = (wrong,)
+    by_syscall._calls = (wrong, real[1])
     with pytest.raises(OSError, match="io_getevents") as caught:
         ctx.reap(min_nr=1)
     assert caught.value.errno == errno.EINVAL
-    by_syscall._arguments = real
+    by_syscall._calls = real
     ctx._use_ring = use_ring
     assert len(ctx.reap(min_nr=1)) == 1
 

@@ -461,16 +461,16 @@ def test_events_that_are_read_twice(
         count += os.eventfd_read(ctx.fileno())
     os.eventfd_write(ctx.fileno(), count)
     source = type(ctx._ring if ctx._use_ring else ctx._by_syscall)
-    real = source.commit
+    real = source.commit_run
     left = [1]
 
-    def commit(self: object, n: int) -> None:
+    def commit_run(self: object) -> None:
         if left[0]:
             left[0] -= 1
             raise KeyboardInterrupt
-        real(self, n)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        real(self)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(source, "commit", commit)
+    monkeypatch.setattr(source, "commit_run", commit_run)
     with pytest.raises(KeyboardInterrupt):
         ctx.reap()
     assert ctx.statistics().in_flight == 0

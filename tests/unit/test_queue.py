@@ -88,6 +88,7 @@ def test_a_limit_of_one_is_allowed(name: str) -> None:
 def test_refused_between_the_look_and_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """`push` looks first, for a forked child; and again when it has the lock."""
     queue = SubmissionQueue(always(0), nr_events=7)
+    queue.plug()
     take = queue._take
 
     def refused_first(requests: Sequence[Request], n: int) -> None:
@@ -100,6 +101,30 @@ def test_refused_between_the_look_and_the_lock(monkeypatch: pytest.MonkeyPatch) 
         queue.push(requests)
     assert queue.outstanding == queue.submitted == 0
     assert {request.state for request in requests} == {State.NEW}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_refused_between_the_look_and_the_turn(n: int) -> None:
+    queue = SubmissionQueue(always(0), nr_events=7)
+    requests = completed(n)
+    turn = queue.turn
+
+    class Turn:
+        """Another thread closes the queue while the turn is asked for."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(turn, name)
+
+        def acquire(self, blocking: bool) -> bool:
+            queue.refuse(ClosedError("too late"))
+            return turn.acquire(blocking)
+
+    queue.turn = cast("Any", Turn())
+    with pytest.raises(ClosedError, match="too late"):
+        queue.push(requests)
+    assert not turn._is_owned()
+    assert queue.outstanding == queue.submitted == 0
+    assert {request.state for request in requests} == {State.COMPLETED}
 
 
 def test_what_a_new_queue_says() -> None:
@@ -1042,8 +1067,10 @@ def test_an_interrupted_push_takes_all_or_none(
     requests = source(n)
     states = [r.state for r in requests]
     queue.pending = tripping("append", "extend", after=after)
+    queue.plug("held back")
     with pytest.raises(KeyboardInterrupt):
         queue.push(requests)
+    queue._plugs.clear()
     assert not queue.lock._is_owned()
     assert list(queue.pending) == (requests if after else [])
     assert queue.retry_in in (None, 0.0)
@@ -1051,6 +1078,107 @@ def test_an_interrupted_push_takes_all_or_none(
     assert queue.submitted == (n if after else 0)
     queue.kick()
     assert queue.in_flight == (n if after else 0)
+    queue._check()
+
+
+class TrippingList(list[Any]):
+    """A list that is interrupted when something is added, before or after its work; once."""
+
+    after = False
+    struck = False
+
+    def append(self, item: Any) -> None:
+        self.extend([item])
+
+    def extend(self, items: Iterable[Any]) -> None:
+        if not self.struck and not self.after:
+            self.struck = True
+            raise KeyboardInterrupt
+        super().extend(items)
+        if not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("source", [fsyncs, completed])
+def test_an_interrupted_push_at_once_takes_all_or_none(
+    n: int, after: bool, source: Callable[[int], list[Request]]
+) -> None:
+    queue, kernel, _ = make(8)
+    requests = source(n)
+    states = [r.state for r in requests]
+    queue._offered = offered = TrippingList()
+    offered.after = after
+    with pytest.raises(KeyboardInterrupt):
+        queue.push(requests)
+    assert not queue.lock._is_owned()
+    assert not queue.turn._is_owned()
+    assert not queue.in_flight_table
+    assert list(queue.pending) == (requests if after else [])
+    assert [r.state for r in requests] == ([State.PENDING] * n if after else states)
+    assert queue.submitted == (n if after else 0)
+    assert not kernel.calls
+    queue._check()
+    queue.kick()
+    assert queue.in_flight == (n if after else 0)
+    queue._check()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_who_is_denied_the_turn_by_a_push_that_is_refused_is_not_forgotten(n: int) -> None:
+    """Another thread pushes while one has the turn, and then has nothing to offer."""
+    queue, _, _ = make(8)
+    [late] = fsyncs(1)
+    turn = queue.turn
+
+    class Turn:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(turn, name)
+
+        def acquire(self, blocking: bool) -> bool:
+            taken = turn.acquire(blocking)
+            queue.turn = turn  # once is enough
+            in_thread(lambda: queue.push([late]))
+            assert list(queue.pending) == [late]
+            return taken
+
+    queue.turn = cast("Any", Turn())
+    requests = completed(n)
+    queue.push(requests)
+    assert list(queue.in_flight_table.values()) == [late, *requests]
+    queue._check()
+
+
+@pytest.mark.parametrize("first", [fsyncs, completed])
+def test_who_is_denied_the_turn_by_a_push_that_raises_is_not_forgotten(
+    first: Callable[[int], list[Request]],
+) -> None:
+    queue, _, _ = make(8)
+    [late] = fsyncs(1)
+    turn, lock = queue.turn, queue.lock
+
+    class Lock:
+        """Another thread pushes when the lock has been taken and pending was looked at."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lock, name)
+
+        def __enter__(self) -> bool:
+            queue.lock = lock
+            in_thread(lambda: queue.push([late]))
+            assert list(queue.pending) == [late]
+            return lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    queue.lock = cast("Any", Lock())
+    with pytest.raises(BusyError):
+        queue.push(first(1) * 2)
+    assert late.state is State.IN_FLIGHT
+    assert not turn._is_owned()
     queue._check()
 
 
@@ -1068,6 +1196,7 @@ def test_a_lock_left_held_by_an_interrupt_is_let_go() -> None:
             return held.acquire()
 
         def __exit__(self, *_: object) -> None:
+            queue.lock = held  # once is enough
             raise KeyboardInterrupt
 
     queue.lock = cast("Any", Sticky())
@@ -1075,7 +1204,6 @@ def test_a_lock_left_held_by_an_interrupt_is_let_go() -> None:
     with pytest.raises(KeyboardInterrupt):
         queue.push([request])
     assert not held._is_owned()
-    queue.lock = held
     assert list(queue.pending) == [request]
     queue.kick()
     with pytest.raises(BusyError):
@@ -1130,9 +1258,12 @@ def test_an_interrupted_return_to_pending_happens_once(after: bool) -> None:
 def test_an_interrupted_offer_changes_nothing(n: int, after: bool) -> None:
     queue, kernel, _ = make()
     requests = fsyncs(n)
+    queue.plug()
+    queue.push(requests)
     queue.pending = tripping("popleft", after=after)
+    queue.pending.extend(requests)
     with pytest.raises(KeyboardInterrupt):
-        queue.push(requests)
+        queue.unplug()
     assert list(queue.pending) == requests
     assert not queue.turn._is_owned()
     queue._check()
@@ -1157,12 +1288,15 @@ def test_an_interrupt_behind_the_end_of_a_flush_changes_nothing() -> None:
 
     queue.turn = cast("Any", Turn())
     with pytest.raises(KeyboardInterrupt):
+        queue.push(completed(1))
+    assert queue.in_flight == 1
+    with pytest.raises(KeyboardInterrupt):
         queue.push(fsyncs(1))
     queue.turn = turn
-    assert queue.in_flight == 1
+    assert queue.in_flight == 2
     assert not queue.blocked
     queue.push(fsyncs(1))
-    assert queue.in_flight == 2
+    assert queue.in_flight == 3
     queue._check()
 
 
