@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def describe(setting: Setting) -> dict[str, str]:
         "kernel": platform.release(),
         "file system": file_system(setting.folder, Path("/proc/self/mountinfo").read_text("utf-8")),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "GIL": "on" if getattr(sys, "_is_gil_enabled", lambda: True)() else "off",
         **rivals.versions(),
         "loop": setting.loop,
         "runs": setting.pick("quick", "full"),

@@ -302,7 +302,7 @@ async def transfer_many(file: ManySide, opcode: Opcode, pieces: Pieces) -> None:
         try:
             raise error
         finally:
-            del error, memory  # its traceback has this frame
+            del error, pieces  # its traceback has this frame
 
 
 def _or(numbers: Sequence[int]) -> int:

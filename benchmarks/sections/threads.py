@@ -8,14 +8,13 @@ as many processes with one thread each, which share no interpreter and tell what
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.harness import Cell, Outcome, by_report, measure, own
+from benchmarks.harness import Cell, by_report, measure, own
 from benchmarks.programs.threads import KINDS, MANY, WAYS
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Setting
+    from benchmarks.harness import Outcome, Setting
 
 __all__ = ["cells", "section"]
 
@@ -38,9 +37,5 @@ def cells(setting: Setting, cpus: int) -> list[Cell]:
 
 def section(setting: Setting) -> Outcome:
     """Measure."""
-    outcome = measure(
-        cells(setting, len(os.sched_getaffinity(0))), setting.pick(3, 11), setting.say
-    )
-    if getattr(sys, "_is_gil_enabled", lambda: True)():
-        outcome.missing.append("threads: the GIL is on, and threads take turns in Python")
-    return outcome
+    threads = cells(setting, len(os.sched_getaffinity(0)))
+    return measure(threads, setting.pick(3, 11), setting.say)

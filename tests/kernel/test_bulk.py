@@ -731,17 +731,18 @@ def test_files_cancelled_start_no_more(path: Path, monkeypatch: pytest.MonkeyPat
     started: list[BulkOperation] = []
     start = many.Lanes.start
 
-    def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
-        started.append(start(lanes, job))
-        return started[-1]
-
-    monkeypatch.setattr(many.Lanes, "start", watch)
-
     async def main() -> None:
+        begun = asyncio.Event()
+
+        def watch(lanes: many.Lanes, job: Bulk) -> BulkOperation:
+            started.append(start(lanes, job))
+            begun.set()
+            return started[-1]
+
+        monkeypatch.setattr(many.Lanes, "start", watch)
         async with rawaio.open(path, direct=False, engine="aio") as f:
             task = asyncio.create_task(f.pread_many(range(count), 1))
-            while not started:
-                await asyncio.sleep(0)
+            await begun.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
