@@ -17,7 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["uninterrupted"]
+__all__ = ["int_call", "uninterrupted"]
+
+#: `operator.call` of what returns ints: for `list.extend(starmap(int_call, calls))`.
+int_call: Callable[..., int] = call
 
 
 def uninterrupted(*calls: tuple[Callable[..., object], *tuple[object, ...]]) -> None:

@@ -19,10 +19,10 @@ import os
 import warnings
 from collections import deque
 from itertools import starmap
-from operator import call, setitem
+from operator import setitem
 
 from . import syscalls
-from ._uninterrupted import uninterrupted
+from ._uninterrupted import int_call, uninterrupted
 from .errors import ClosedError
 
 TYPE_CHECKING = False
@@ -216,7 +216,7 @@ class Submitter:
         self._slab.fill(first_token, batch)
         self._nr.value = len(batch)
         # The return value and errno are kept before an exception can strike.
-        outcome.extend(starmap(call, self._calls))
+        outcome.extend(starmap(int_call, self._calls))
 
 
 def advice(failure: int, nr_events: int) -> list[str]:

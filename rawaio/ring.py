@@ -46,9 +46,9 @@ import struct
 from enum import Enum
 from functools import partial
 from itertools import starmap
-from operator import call
 
 from . import syscalls
+from ._uninterrupted import int_call
 from .errors import ClosedError
 
 TYPE_CHECKING = False
@@ -241,8 +241,9 @@ class CompletionRing:
             run += head
             head %= nr
             run -= head
-        more = run < 0
-        if more:
+        more = False
+        if run < 0:
+            more = run > -head  # tail is beyond 0 again
             run = nr - head
         if self._counted and run > self._credit:
             run, more = max(self._credit, 0), False
@@ -401,7 +402,7 @@ class SyscallEvents:
             self._index = 0
             fetched.clear()
         if not fetched:
-            fetched.extend(starmap(call, self._calls))
+            fetched.extend(starmap(int_call, self._calls))
         if fetched[0] < 0:
             failure = fetched[1]
             fetched.clear()

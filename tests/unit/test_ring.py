@@ -102,6 +102,86 @@ def test_every_shape_is_read_as_the_model_says(nr: int, header_length: int) -> N
                 assert ring.decode(len(rest)) == rest
 
 
+@pytest.mark.parametrize("most", [None, 1, 2, 5])
+@pytest.mark.parametrize("laps", [0, 3])
+@pytest.mark.parametrize("header_length", [32, 40])
+@pytest.mark.parametrize("nr", range(2, 9))
+def test_the_next_run_is_what_peek_and_columns_give(
+    nr: int, header_length: int, laps: int, most: int | None
+) -> None:
+    fake = full(nr, header_length)
+    ring = opened(fake)
+    for head in range(nr):
+        for tail in range(nr):
+            fake.words[HEAD], fake.words[TAIL] = head + laps * nr, tail
+            there = [event((head + i) % nr) for i in range((tail - head) % nr)]
+            run = there[: nr - head][:most]
+            before = bytes(fake.memory)
+            for _ in range(2):  # until it is committed it is the same
+                got = ring.next_run(most)
+                assert bytes(fake.memory) == before
+                if not run:
+                    assert got is None
+                else:
+                    assert got == (*columns_of(run), len(run) < len(there))
+            if run:
+                ring.commit_run()
+                assert fake.words[HEAD] == (head + len(run)) % nr
+                with pytest.raises(ValueError, match="of a run of 0"):
+                    ring.commit(1)
+            after = bytes(fake.memory)
+            ring.commit_run()  # of nothing
+            assert bytes(fake.memory) == after
+
+
+def test_a_run_that_was_committed_in_part_is_not_committed_again() -> None:
+    fake = full(9)
+    ring = opened(fake)
+    fake.words[HEAD], fake.words[TAIL] = 1, 5
+    assert ring.next_run() is not None
+    ring.commit(2)
+    assert fake.words[HEAD] == 3
+    got = ring.next_run(1)
+    assert got == (*columns_of([event(3)]), True)
+    ring.commit_run()
+    assert fake.words[HEAD] == 4
+
+
+def test_the_next_run_is_fenced_as_the_others_are() -> None:
+    fake = full(9)
+    order: list[tuple[int, int]] = []
+    ring = CompletionRing(
+        fake.address,
+        ordering=(Ordering.FENCE, lambda: order.append((fake.words[HEAD], fake.words[TAIL]))),
+    )
+    fake.words[HEAD], fake.words[TAIL] = 2, 2
+    assert ring.next_run() is None
+    assert order == []
+    fake.words[TAIL] = 4
+    assert ring.next_run() is not None
+    assert order == [(2, 4)]  # R1
+    ring.commit_run()
+    assert order == [(2, 4), (2, 4)]  # R2: before head moves
+    assert fake.words[HEAD] == 4
+
+
+def test_the_next_run_is_no_longer_than_what_was_counted() -> None:
+    fake = full(9)
+    fake.words[TAIL] = 6
+    ring = CompletionRing(fake.address, counted=True, ordering=COUNTED)
+    assert ring.next_run() is None
+    ring.credit(2)
+    assert ring.next_run() == (*columns_of([event(0), event(1)]), False)
+    assert ring.next_run(1) == (*columns_of([event(0)]), True)
+    ring.commit_run()
+    assert ring.next_run() == (*columns_of([event(1)]), False)
+    ring.commit_run()
+    assert ring.next_run() is None
+    assert is_hidden(ring)
+    ring.credit(9)
+    assert ring.next_run() == (*columns_of([event(i) for i in range(2, 6)]), False)
+
+
 @pytest.mark.parametrize("nr", [2, 3, 7])
 def test_advance_and_peek_is_commit_and_then_peek(nr: int) -> None:
     fake = full(nr)
@@ -795,6 +875,32 @@ def test_what_completes_behind_leftovers_is_found(kernel: FakeGetevents) -> None
     assert source.peek() == 1
     assert source.advance_and_peek(1) == 1
     assert source.decode(1) == [event(2)]
+
+
+def test_the_next_run_by_system_call(kernel: FakeGetevents) -> None:
+    """One call, and no second one to hear that there is nothing more."""
+    source = SyscallEvents(CONTEXT, 4)
+    assert source.next_run() is None
+    kernel.ready = [event(i) for i in range(3)]
+    assert source.next_run() == (*columns_of([event(i) for i in range(3)]), False)
+    source.commit_run()
+    assert kernel.calls == 2
+    assert not is_buffered(source)
+    kernel.ready = [event(i) for i in range(5)]
+    assert source.next_run(3) == (*columns_of([event(i) for i in range(3)]), True)
+    source.commit_run()
+    source.commit_run()  # of nothing
+    # What was fetched earlier: there may be more behind it by now.
+    assert source.next_run(3) == (*columns_of([event(3)]), True)
+    source.commit_run()
+    assert source.next_run() == (*columns_of([event(4)]), False)
+    source.commit_run()
+    kernel.ready = [event(i) for i in range(4)]
+    assert source.next_run() == (*columns_of([event(i) for i in range(4)]), True)  # as much as fits
+    kernel.ready = []
+    assert source.next_run() == (*columns_of([event(i) for i in range(4)]), True)
+    source.commit_run()
+    assert source.next_run() is None
 
 
 def test_the_usual_capacity_is_256(kernel: FakeGetevents) -> None:

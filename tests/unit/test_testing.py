@@ -216,6 +216,32 @@ def test_a_run_ends_where_the_ring_wraps() -> None:
     assert runs == [3, 2, 1, 3, 1, 2, 3]
 
 
+def test_the_next_run_is_what_peek_and_columns_give() -> None:
+    kernel = SimulatedKernel(4, nr=5)
+    got: list[tuple[list[int], bool]] = []
+    token = 1
+    for most in (None, None, 1):
+        batch = fsyncs(3)
+        submit(kernel, token, batch)
+        token += 3
+        for request in batch:
+            kernel.complete(request)
+        while (run := kernel.next_run(most)) is not None:
+            data, res, res2, more = run
+            assert res == res2 == [0] * len(data)
+            got.append((data, more))
+            kernel.commit_run()
+        kernel.commit_run()  # of nothing
+    assert got == [
+        ([1, 2, 3], False),
+        ([4, 5], True),
+        ([6], False),
+        ([7], True),
+        ([8], True),
+        ([9], False),
+    ]
+
+
 @pytest.mark.parametrize("n", [-1, 2])
 def test_what_is_not_within_the_run_is_refused(n: int) -> None:
     kernel = SimulatedKernel(4)
