@@ -508,24 +508,24 @@ class _Section:
                     continue
                 if len(ahead) == _RAGGED:
                     await self._bounced(ahead)
-                operation = BouncedRead(self.file, len(view), self.offsets[i], view)
-                operation.begin()
-                ahead.append((i, operation))
+                ahead.append((i, BouncedRead(self.file, len(view), self.offsets[i], view)))
+                ahead[-1][1].begin()
             while ahead:
                 await self._bounced(ahead)
         finally:
-            for _, operation in ahead:
-                self.file.driver.abandon(operation)
+            # An error has this frame in its traceback: nothing that has the error stays here.
+            while ahead:
+                ahead[0][1].forget_target()
+                self.file.driver.abandon(ahead.popleft()[1])
 
     async def _bounced(self, ahead: deque[tuple[int, BouncedRead]]) -> None:
-        i, operation = ahead[0]
-        code = 0
+        i, wanted, code = ahead[0][0], ahead[0][1].wanted_bytes, 0
         try:
-            n: int = await operation.waiter
+            n: int = await ahead[0][1].waiter
         except OSError as error:
             code, n = error.errno or errno.EIO, written(error)
         ahead.popleft()
-        if n != operation.wanted_bytes:
+        if n != wanted:
             self.results[i] = code, n
 
     async def _single(self, i: int) -> None:
