@@ -373,7 +373,7 @@ class BouncedRead(_Read):
         self._slot = slot = file.take_slot(self.nbytes)
         self.view = slot.buffer
         self.request = request = slot.request
-        request.offset = self.offset
+        request._offset = self.offset  # known to be right, and the request not to be under way
         self.phase = Phase.STARTED
         return request
 
