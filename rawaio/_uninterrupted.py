@@ -16,11 +16,13 @@ from operator import call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["int_call", "uninterrupted"]
 
+_any_call: Any = call
 #: `operator.call` of what returns ints: for `list.extend(starmap(int_call, calls))`.
-int_call: Callable[..., int] = call
+int_call: Callable[..., int] = _any_call
 
 
 def uninterrupted(*calls: tuple[Callable[..., object], *tuple[object, ...]]) -> None:

@@ -265,23 +265,29 @@ def free(folder: Path) -> int:
     return answer.f_bavail * answer.f_frsize
 
 
-def leave_free(folder: Path, nbytes: int) -> Path:
-    """Fill a file system up but for some bytes, by a file in this folder; return its path.
+# As many as a long file may need, in a file system in pieces, for the map of where it is.
+_LAST_BLOCKS = 16
+
+
+def leave_free(folder: Path, nbytes: int) -> None:
+    """Fill a file system up but for some bytes, by files in this folder.
 
     For `small` and `tmpfs`: in others there is more that takes and gives room, and not at once.
     nbytes: a multiple of the file system's blocks. A file that is written next needs blocks of
     these for itself too when it is in many pieces. tmpfs then writes what there is room for, also
     directly; ext4 directly all or nothing, else in folios of up to 2 MiB all or nothing of each.
     """
-    path = folder / "filler"
     block = os.statvfs(folder).f_frsize
-    with path.open("xb") as file:
+    with (folder / "filler").open("xb") as file:
         # In steps: the file needs blocks for its own map too, and how many only the end shows.
-        while (more := free(folder) - nbytes) > 0:
-            step = block if more <= 8 * block else (more - 4 * block) // block * block
+        while (more := free(folder) - nbytes) > _LAST_BLOCKS * block:
+            step = max((more - _LAST_BLOCKS * block) // 2 // block, 1) * block
             os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+    # A file of one block needs no map.
+    for i in range(max(free(folder) - nbytes, 0) // block):
+        with (folder / f"filler {i}").open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, block)
     assert free(folder) == nbytes, f"{free(folder)} bytes are left"
-    return path
 
 
 @contextmanager

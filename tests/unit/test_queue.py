@@ -1272,6 +1272,65 @@ def test_an_interrupted_offer_changes_nothing(n: int, after: bool) -> None:
     queue._check()
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("when", ["acquired", "released"])
+def test_an_interrupt_at_either_end_of_a_turn(n: int, when: str) -> None:
+    """By a push at once, and by a flush."""
+    queue, _, _ = make(8)
+    turn = queue.turn
+
+    class Turn:
+        """Struck when it has just been taken, or just been let go."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(turn, name)
+
+        def acquire(self, blocking: bool) -> bool:
+            assert turn.acquire(blocking)
+            if when == "acquired":
+                queue.turn = turn  # once is enough
+                raise KeyboardInterrupt
+            return True
+
+        def release(self) -> None:
+            turn.release()
+            if when == "released":
+                queue.turn = turn
+                raise KeyboardInterrupt
+
+    requests = completed(n)
+    queue.turn = cast("Any", Turn())
+    with pytest.raises(KeyboardInterrupt):
+        queue.push(requests)
+    assert not turn._is_owned()
+    taken = when == "released"
+    assert [r.state for r in requests] == [State.IN_FLIGHT if taken else State.COMPLETED] * n
+    assert queue.in_flight == queue.submitted == (n if taken else 0)
+    queue._check()
+    others = completed(n)
+    queue.plug()
+    queue.push(others)
+    queue.turn = cast("Any", Turn())
+    with pytest.raises(KeyboardInterrupt):
+        queue.unplug()
+    assert not turn._is_owned()
+    queue.kick()
+    assert [r.state for r in others] == [State.IN_FLIGHT] * n
+    queue._check()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_who_has_the_turn_already_pushes_for_later(n: int) -> None:
+    queue, kernel, _ = make(8)
+    requests = completed(n)
+    with queue.turn:
+        queue.push(requests)
+        assert list(queue.pending) == requests
+        assert not kernel.calls
+    queue.kick()
+    assert list(queue.in_flight_table.values()) == requests
+
+
 def test_an_interrupt_behind_the_end_of_a_flush_changes_nothing() -> None:
     queue, _, _ = make()
     turn = queue.turn

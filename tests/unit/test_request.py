@@ -939,6 +939,17 @@ def test_a_step_whose_pinning_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch
         cast("bytearray", request.buffer).append(1)
 
 
+def test_an_error_of_pinning_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AttributeError says that something is no request, when it is none."""
+
+    def fails(request: Request) -> None:
+        raise AttributeError("of the buffer")
+
+    monkeypatch.setattr(Request, "_make_ready", fails)
+    with pytest.raises(AttributeError, match="of the buffer"):
+        admitted(make("fsync"))
+
+
 def test_restore_leaves_alone_what_was_not_looked_at() -> None:
     completed, new, other = some(State.COMPLETED, State.NEW, State.COMPLETED)
     before: dict[Request | None, State] = {}
