@@ -20,13 +20,12 @@ short puts its list into `_ready`, for the next one.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import select
 import sys
-import threading
 import time
 import weakref
+from _thread import RLock, get_ident
 from collections import deque
 from functools import partial
 from itertools import repeat, starmap
@@ -156,7 +155,7 @@ class IOContext:
         self._depth: dict[int, int] = {}
         self._waiters: set[object] = set()
         self._pollers: list[select.poll] = []
-        self._closing = threading.RLock()
+        self._closing = RLock()
         self._closed = False
         self._forked = False
         #: Kernel contexts for `pread_many` and `pwrite_many`, that no thread uses just now.
@@ -632,7 +631,7 @@ class IOContext:
 
     def _too_deep(self, *, waits: bool) -> bool:
         """Whether this thread is in a callback of a callback of ...; then waiting is refused."""
-        if self._depth.get(threading.get_ident(), 0) < _MAX_DEPTH:
+        if self._depth.get(get_ident(), 0) < _MAX_DEPTH:
             return False
         if waits:
             raise BusyError(f"cannot wait in a callback that is {_MAX_DEPTH} reaps deep")
@@ -734,7 +733,7 @@ class IOContext:
                 finished = len(reaped)
                 resumed = False
             self._fetch(done, None)
-            me = threading.get_ident()
+            me = get_ident()
             depth = self._depth.get(me, 0)
             # No more than there are now: callbacks may have others refused, and so on for ever.
             for _ in range(len(done)):
@@ -902,7 +901,7 @@ class IOContext:
             poller.register(self._kernel.eventfd, select.POLLIN)
         wait_ms = _LONGEST_WAIT_MS
         if timeout is not None:
-            wait_ms = math.ceil(min(timeout * 1000, _LONGEST_WAIT_MS))
+            wait_ms = -int(-min(timeout * 1000, _LONGEST_WAIT_MS) // 1)  # rounded up
         if poller.poll(wait_ms):
             self._kernel.reset()
         self._pollers.append(poller)

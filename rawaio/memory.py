@@ -9,8 +9,7 @@ that holds the export, its anchor.
 from __future__ import annotations
 
 import ctypes
-import mmap
-from array import array
+import sys
 from collections import namedtuple
 
 TYPE_CHECKING = False
@@ -66,6 +65,8 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
         TypeError, ValueError: nbytes negative, or alignment not a power of two.
         OSError: ENOMEM.
     """
+    import mmap  # noqa: PLC0415 - only for who uses it
+
     if nbytes < 0:
         raise ValueError(f"nbytes must not be negative, got {nbytes}")
     if alignment < 1 or alignment & (alignment - 1):
@@ -81,7 +82,8 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
 
 def resizable(buffer: object) -> bool:
     """Whether the object could give its bytes another place when nothing is exported."""
-    return isinstance(buffer, (bytearray, array))
+    module = sys.modules.get("array")  # or else there is none
+    return isinstance(buffer, bytearray if module is None else (bytearray, module.array))
 
 
 def pin_destination(buffer: WriteableBuffer) -> Pin:

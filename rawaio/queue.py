@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import errno
 import sys
+from _thread import RLock  # all of `threading` takes a millisecond to import
 from collections import deque
 from itertools import repeat, starmap
 from operator import length_hint, neg
-from threading import RLock
 
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
