@@ -138,10 +138,8 @@ class CompletionRing:
         counted: the owner reports each read of the eventfd to `credit`. ordering: in place of the
         one chosen for this machine.
         """
-        import platform  # noqa: PLC0415 - 3 ms that a mere import of the package does not need
-
         chosen = ordering or choose_ordering(
-            platform.machine(), counted=counted, load_fence=libatomic_fence
+            syscalls.machine(), counted=counted, load_fence=libatomic_fence
         )
         self.ordering, self._fence = chosen
         self._counted = self.ordering is Ordering.COUNTED
@@ -163,7 +161,7 @@ class CompletionRing:
             self.why_not = "the mapping is read-only, so head cannot be published"
         if self.why_not is None and self.ordering is Ordering.NONE:
             self.why_not = (
-                f"no ordering of loads is known for {platform.machine()} "
+                f"no ordering of loads is known for {syscalls.machine()} "
                 f"(on aarch64, libatomic.so.1 gives one)"
             )
         if self.why_not is None:

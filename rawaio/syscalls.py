@@ -2,7 +2,7 @@
 
 Facts about the kernel, and what they mean here:
 
-- `platform.machine()` names the kernel, not the process. In a 32-bit process on an x86_64 kernel
+- `uname` names the kernel, not the process. In a 32-bit process on an x86_64 kernel
   206 is setgroups32 and not io_setup, and on 32-bit ARM 1 is exit. So the numbers are keyed by
   machine *and* pointer size, and are looked up before the first call: a process that is not in
   the table makes no system call at all.
@@ -238,21 +238,25 @@ assert ctypes.sizeof(iovec) == 16
 assert ctypes.sizeof(timespec) == 16
 
 
+@cache
+def machine() -> str:
+    """What `platform.machine()` says, which takes 3 ms to import."""
+    return os.uname().machine if hasattr(os, "uname") else "unknown"
+
+
 def numbers() -> SyscallNumbers:
     """The system call numbers of this process. Does not enter the kernel for a foreign machine.
 
     Raises:
         UnsupportedError: not Linux, or neither a 64-bit x86_64 nor a 64-bit aarch64 process.
     """
-    import platform  # noqa: PLC0415 - 3 ms that a mere import of the package does not need
-
-    machine, pointer_size = platform.machine(), struct.calcsize("P")
-    found = _NUMBERS.get((machine, pointer_size))
+    name, pointer_size = machine(), struct.calcsize("P")
+    found = _NUMBERS.get((name, pointer_size))
     if found is None or sys.platform != "linux" or sys.byteorder != "little":
         known = ", ".join(f"{m} ({8 * size}-bit)" for m, size in _NUMBERS)
         raise UnsupportedError(
             f"rawaio has no system call numbers for {8 * pointer_size}-bit processes on "
-            f"{sys.platform} {machine}; it knows: linux {known}"
+            f"{sys.platform} {name}; it knows: linux {known}"
         )
     return found
 

@@ -187,7 +187,7 @@ def ask_system() -> System:
     status = _fields("/proc/self/status")
     return System(
         kernel=f"{platform.system()} {platform.release()}",
-        machine=platform.machine(),
+        machine=syscalls.machine(),
         pointer_bits=8 * struct.calcsize("P"),
         page_size=os.sysconf("SC_PAGE_SIZE"),
         libc=_libc(),

@@ -594,7 +594,7 @@ def test_the_interpreter(monkeypatch: pytest.MonkeyPatch, gil: bool | None) -> N
 def test_an_unsupported_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(syscalls, "machine", lambda: "riscv64")
     monkeypatch.setattr(_facts, "try_calls", never)
     monkeypatch.setattr(syscalls, "raw_syscall", never)
     assert cli.main(["doctor", str(ROOT)]) == 1

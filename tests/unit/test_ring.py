@@ -575,7 +575,7 @@ def test_the_ring_chooses_for_its_machine(
     counted: bool,
     expected: Ordering,
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(syscalls, "machine", lambda: machine)
     monkeypatch.setattr(ring_module, "libatomic_fence", lambda: fence)
     fake = FakeRing(4)
     ring = CompletionRing(fake.address, counted=counted)
@@ -587,7 +587,7 @@ def test_the_ring_chooses_for_its_machine(
 
 
 def test_nothing_is_vouched_for_without_counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(syscalls, "machine", lambda: "aarch64")
     monkeypatch.setattr(ring_module, "libatomic_fence", lambda: None)
     assert CompletionRing(FakeRing(4).address).ordering is Ordering.NONE
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 from collections.abc import Callable, Generator
@@ -112,7 +111,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, machine: str, pointer_size: int) -> None:
     calcsize = struct.calcsize
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(syscalls, "machine", lambda: machine)
     monkeypatch.setattr(
         struct, "calcsize", lambda code: pointer_size if code == "P" else calcsize(code)
     )
