@@ -92,10 +92,11 @@ _ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 # Looked up once: to find a member in an Enum takes longer than all else that a hot path does.
 _POLL: Final = Opcode.POLL
-_SINGLE: Final = frozenset({Opcode.PREAD, Opcode.PWRITE})
-_VECTORED: Final = frozenset({Opcode.PREADV, Opcode.PWRITEV})
-_READS: Final = frozenset({Opcode.PREAD, Opcode.PREADV})
-_TRANSFERS: Final = _SINGLE | _VECTORED
+# Tuples: a member's hash is a function of Python's, and to compare is none.
+_SINGLE: Final = (Opcode.PREAD, Opcode.PWRITE)
+_VECTORED: Final = (Opcode.PREADV, Opcode.PWRITEV)
+_READS: Final = (Opcode.PREAD, Opcode.PREADV)
+_TRANSFERS: Final = _SINGLE + _VECTORED
 
 
 class Request:
@@ -148,11 +149,7 @@ class Request:
         Raises:
             TypeError, ValueError: no request that the kernel could take.
         """
-        try:
-            self._opcode = Opcode(opcode)
-        except ValueError:
-            known = ", ".join(f"{o.name} {o.value}" for o in Opcode)
-            raise ValueError(f"unknown opcode {opcode!r}; known are {known}") from None
+        self._opcode = opcode if type(opcode) is Opcode else _checked_opcode(opcode)
         self._state = _NEW
         self.callback = callback
         self.user_data = user_data
@@ -178,7 +175,7 @@ class Request:
                 raise ValueError(f"{self._opcode.name} takes neither buffer nor offset")
             if rw_flags:
                 raise ValueError(f"{self._opcode.name} takes no rw_flags")
-            if self._opcode is Opcode.POLL:
+            if self._opcode is _POLL:
                 self._events = self._pinned_at = _checked_events(events)
                 block = (ctypes.c_char * IOCB_SIZE)()
                 self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
@@ -624,6 +621,14 @@ def fileno_of(fd: int | HasFileno) -> int:
     if not 0 <= number <= _MAX_FD:
         raise ValueError(f"fd must be within 0..2**31-1, not {number}")
     return number
+
+
+def _checked_opcode(opcode: int) -> Opcode:
+    try:
+        return Opcode(opcode)
+    except ValueError:
+        known = ", ".join(f"{o.name} {o.value}" for o in Opcode)
+        raise ValueError(f"unknown opcode {opcode!r}; known are {known}") from None
 
 
 def _checked_offset(offset: int) -> int:
