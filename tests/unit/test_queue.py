@@ -1632,14 +1632,18 @@ def test_a_push_after_the_last_pass_is_brought_forward(continued: bool) -> None:
     assert continued or queue.retry_in == 0.0
 
 
-def test_another_thread_s_turn_is_not_waited_for() -> None:
+@pytest.mark.parametrize("source", [fsyncs, completed])
+@pytest.mark.parametrize("n", [1, 2])
+def test_another_thread_s_turn_is_not_waited_for(
+    source: Callable[[int], list[Request]], n: int
+) -> None:
     queue, kernel, _ = make()
     with queue.turn:
-        in_thread(lambda: queue.push(fsyncs(1)))
+        in_thread(partial(queue.push, source(n)))
         in_thread(queue.flush)
     assert not kernel.calls
     queue.kick()
-    assert queue.in_flight == 1
+    assert queue.in_flight == n
 
 
 class Beside:
