@@ -161,7 +161,7 @@ BUDGETS: Final = (
         "the same, bulk, processor time against fio: depth 32",
         "direct",
         "cpu_us",
-        Side("depth 32", ("rawaio/IOContext, bulk",)),
+        Side("depth 32", ("rawaio/IOContext, bulk*",)),
         Side("depth 32", _FIO),
         1.0,
         0.7,

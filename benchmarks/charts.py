@@ -31,7 +31,7 @@ _MARKS: Final = "os^Dv<>"
 #: What is drawn of direct reads; of a pattern, the best way at each depth.
 DEPTH_LINES: Final = (
     "rawaio/IOContext",
-    "rawaio/IOContext, bulk",
+    "rawaio/IOContext, bulk*",
     "rawaio/File.pread",
     "rawaio/File.pread_many",
     "fio libaio/*",

@@ -60,8 +60,8 @@ _LOW, _HIGH = 2, 3
 # How many iocbs are filled at a time: much more than a batch, and the slab stays in the cache.
 # They begin at multiples of a power of two, so that the lower half of no index overflows in one.
 _STRETCH: Final = 512
-# A batch is at least this part of the window, and so is what is waited for: the device never runs
-# dry, and a system call is made for several operations.
+# Without portions, a batch is at least this part of the window, and so is what is waited for: the
+# device never runs dry, and a system call is made for several operations.
 _PART: Final = 8
 # How long to wait after EAGAIN with nothing in flight.
 _RETRY_S: Final = 0.001
@@ -135,6 +135,7 @@ class BulkLane:
         "__weakref__",
         "_addressed",
         "_arguments",
+        "_asked",
         "_at",
         "_buffer",
         "_bytes",
@@ -150,15 +151,16 @@ class BulkLane:
         "_kernel",
         "_min_nr",
         "_nr",
+        "_origin",
         "_part",
         "_pointers",
         "_pointers_at",
+        "_portion",
         "_quarters",
         "_raw",
         "_ring",
-        "_ring_halves",
+        "_ring_words",
         "_slab",
-        "_start",
         "_stop",
         "_use_ring",
         "_words",
@@ -168,8 +170,19 @@ class BulkLane:
         "window",
     )
 
-    def __init__(self, window: int, *, signals: bool = False, force_syscalls: bool = False) -> None:
+    def __init__(
+        self,
+        window: int,
+        *,
+        portion: int | None = None,
+        signals: bool = False,
+        force_syscalls: bool = False,
+    ) -> None:
         """window: operations in flight. signals: whether each makes `eventfd` readable.
+
+        portion: how many of them `run` submits at a time while others are in flight. Less than the
+        window, and the device has the first of them sooner; left out, it does with as few system
+        calls as keep the device busy.
 
         Raises:
             OSError: io_setup's, with advice.
@@ -183,10 +196,11 @@ class BulkLane:
         self.eventfd = kernel.eventfd
         self._ring = ring = CompletionRing(kernel.ctx_id)
         self._use_ring = ring.usable and not force_syscalls
-        self._ring_halves = memoryview(b"")
+        self._ring_words = memoryview(b"")
         if self._use_ring:
-            self._ring_halves = ring.raw(0)[0].cast("B").cast("I")
-        self._part = window // _PART
+            self._ring_words = ring.events
+        self._portion = window if portion is None else min(portion, window)
+        self._part = max(window // _PART, 1) if self._portion == window else 1
         # What is filled at a time is not less than what may be submitted at once.
         n = max(_STRETCH, 1 << (window - 1).bit_length())
         self._slab = (ctypes.c_char * (_IOCB.size * n))()
@@ -201,6 +215,7 @@ class BulkLane:
         self._raw = syscalls.raw_syscall()
         numbers = syscalls.numbers()
         self._nr = ctypes.c_long(0)
+        self._asked = 0  # what it has
         self._at = ctypes.c_void_p(0)
         self._arguments = (
             ctypes.c_long(numbers.io_submit),
@@ -227,8 +242,9 @@ class BulkLane:
         self._high = 0
         # What the addresses in it were made of.
         self._addressed: object = None
-        # Which operations of the job it holds.
-        self._start = self._stop = 0
+        # Behind the last operation of the job that it holds, and where the first of the job would
+        # have its pointer.
+        self._stop = self._origin = 0
         self.io_submit_calls = 0
 
     # -- a whole job ------------------------------------------------------------------------------
@@ -247,13 +263,20 @@ class BulkLane:
             raise
 
     def _rounds(self, job: Bulk) -> None:
+        portion, window = self._portion, self.window
+        most = portion
         while job.finished < job.total:
-            self.submit()
-            if not self.collect() and job.finished < job.total:
-                if job.in_flight:
-                    self._wait(max(min(self._part, job.in_flight), 1))
-                else:
-                    time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
+            started = self.submit(most)
+            collected = self.collect()
+            in_flight = job.next - job.finished
+            if in_flight:
+                most = portion
+                if not collected and (not started or in_flight == window or job.next == job.total):
+                    self._wait(min(self._part, in_flight))
+            elif not (started or collected):
+                time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
+            elif most < window:
+                most += most  # they complete at once: no device waits for more
 
     # -- its steps --------------------------------------------------------------------------------
 
@@ -262,7 +285,7 @@ class BulkLane:
         assert self._job is None
         # The kernel's last resort has to keep what the kernel may have.
         self._job = self._kernel.keeps = job
-        self._start = self._stop = 0
+        self._stop = 0
         length = job.pieces.nbytes or 0
         constant = job.rw_flags, job.opcode, job.fileno, length
         known, n = self._image
@@ -290,45 +313,43 @@ class BulkLane:
     def submit(self, most: int | None = None) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.
 
-        Fewer than a part of the window are not worth a system call while others are in flight. Can
-        block: in io_submit.
+        By one io_submit, so that it may be fewer: a stretch ends, or the kernel took no more. Fewer
+        than a part of the window are not worth a system call while others are in flight. Can block:
+        in io_submit.
         """
         job = self._job
         assert job is not None
-        started = 0
-        while True:
-            first = job.next
-            n = self.window - first + job.finished
-            left = job.total - first
-            if n >= left:
-                n = left
-            elif n < self._part:
-                return started
-            if most is not None and n > most - started:
-                n = most - started
-            if n <= 0:
-                return started
-            if first >= self._stop:
-                self._fill(job, first)
-            rest = self._stop - first
-            self._nr.value = min(n, rest)
-            self._at.value = self._pointers_at + 8 * (first - self._start)
-            self.io_submit_calls += 1
-            accepted = self._raw(*self._arguments)
-            if accepted > 0:
-                job.next = first + accepted
-                started += accepted
-                if accepted == n or accepted < rest:
-                    return started
-                continue  # with the next stretch
-            failure = ctypes.get_errno()
-            if failure not in (errno.EAGAIN, errno.EINTR):
-                # The first is refused, alone; the others get their turn.
-                job.failures[first] = -failure
-                job.next = first + 1
-                job.finished += 1
-                started += 1
-            return started
+        first = job.next
+        n = self.window - first + job.finished
+        left = job.total - first
+        if n >= left:
+            n = left
+        elif n < self._part:
+            return 0
+        if most is not None and n > most:
+            n = most
+        if n <= 0:
+            return 0
+        if first >= self._stop:
+            self._fill(job, first)
+        if first + n > self._stop:
+            n = self._stop - first
+        if n != self._asked:
+            self._nr.value = self._asked = n
+        self._at.value = self._origin + 8 * first
+        self.io_submit_calls += 1
+        accepted = self._raw(*self._arguments)
+        if accepted > 0:
+            job.next = first + accepted
+            return accepted
+        failure = ctypes.get_errno()
+        if failure in (errno.EAGAIN, errno.EINTR):
+            return 0
+        # The first is refused, alone; the others get their turn.
+        job.failures[first] = -failure
+        job.next = first + 1
+        job.finished += 1
+        return 1
 
     def _fill(self, job: Bulk, first: int) -> None:
         """Write the next stretch of the job."""
@@ -355,7 +376,8 @@ class BulkLane:
         if lengths is not None:
             words[_NBYTES:stop:8] = lengths
             self._halves[_LENGTH : 2 * stop : 16] = lengths.cast("B").cast("I")[::2]
-        self._start, self._stop = first, first + n
+        self._origin = self._pointers_at - 8 * first
+        self._stop = first + n
 
     def collect(self) -> int:
         """Look at what has completed; how many operations that ended. Does not enter the kernel.
@@ -364,25 +386,23 @@ class BulkLane:
         """
         job = self._job
         assert job is not None
-        before = job.finished
         if not self._use_ring:
-            if job.in_flight:
-                self._wait(0)
-            return job.finished - before
-        ring, events = self._ring, self._ring_halves
-        n = ring.peek()
-        while n:
-            self._look(job, events, 2 * ring.raw(n)[1], n)
-            ring.commit(n)
-            if job.finished == job.next:
+            return self._wait(0) if job.in_flight else 0
+        ring, words = self._ring, self._ring_words
+        ended = 0
+        while (run := ring.next_events()) is not None:
+            start, n, more = run
+            self._look(job, words, 8 * start, n)
+            ring.commit_run()
+            ended += n
+            if not more:  # behind the end of the ring
                 break
-            n = ring.peek()  # what is behind the end of the ring, or has come meanwhile
-        return job.finished - before
+        return ended
 
-    def _look(self, job: Bulk, events: memoryview, start: int, n: int) -> None:
+    def _look(self, job: Bulk, words: memoryview, start: int, n: int) -> None:
         stop = start + 8 * n
-        if events[start + _LENGTH : stop : 8] != events[start + _RES : stop : 8]:
-            self._look_closely(job, events[start:stop])
+        if words[start + _LENGTH : stop : 8] != words[start + _RES : stop : 8]:
+            self._look_closely(job, words[start:stop])
         job.finished += n
 
     def _look_closely(self, job: Bulk, events: memoryview) -> None:
@@ -392,8 +412,8 @@ class BulkLane:
             if data & 0xFFFF_FFFF != res:
                 job.failures[data >> 32] = res
 
-    def _wait(self, min_nr: int) -> None:
-        """io_getevents: wait for so many, and look at them."""
+    def _wait(self, min_nr: int) -> int:
+        """io_getevents: wait for so many, and look at them; how many there were."""
         job = self._job
         assert job is not None
         self._min_nr.value = min_nr
@@ -402,9 +422,10 @@ class BulkLane:
             failure = ctypes.get_errno()
             if failure != errno.EINTR:
                 raise syscalls.kernel_error(failure, "io_getevents")
-            return
+            return 0
         if n:
             self._look(job, self._events, 0, n)
+        return n
 
     def end(self) -> None:
         """Let go of the job; nothing of it may be in flight."""
@@ -426,7 +447,7 @@ class BulkLane:
     def close(self) -> None:
         """Wait for the kernel, and give everything back. Idempotent. Can block: 30 ms and more."""
         self._use_ring = False
-        self._ring_halves = memoryview(b"")
+        self._ring_words = memoryview(b"")
         self._ring.close()
         self._kernel.destroy()
         self._kernel.close_eventfd()

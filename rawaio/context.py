@@ -90,8 +90,10 @@ class IOContext:
         """Make a context that has at most nr_events requests in flight.
 
         nr_events is charged to the system-wide limit `/proc/sys/fs/aio-max-nr`. max_batch: pending
-        requests that are submitted although plugged. max_pending: requests that wait behind the
-        ones in flight before `submit` waits too. force_syscalls: reap by io_getevents even where
+        requests that are submitted although plugged, and how many operations of a bulk call are
+        submitted at a time while others are in flight: an eighth of nr_events or less keeps a
+        device busiest, nr_events takes the least processor time. max_pending: requests that wait
+        behind the ones in flight before `submit` waits too. force_syscalls: reap by io_getevents even where
         the ring can be read. polling: a rule of `rawaio.polling`, of this context's own, by which
         `reap` looks at the ring before it sleeps; of no effect where it reaps by io_getevents, and
         on a build without the GIL.
@@ -503,7 +505,9 @@ class IOContext:
                 lane = self._lanes.pop()
             except IndexError:
                 lane = BulkLane(
-                    min(self._queue.nr_events, _MAX_OFFER), force_syscalls=not self._use_ring
+                    min(self._queue.nr_events, _MAX_OFFER),
+                    portion=self._queue.max_batch,
+                    force_syscalls=not self._use_ring,
                 )
             calls = lane.io_submit_calls
             lane.run(job)

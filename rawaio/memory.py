@@ -22,6 +22,9 @@ __all__ = ["Pin", "aligned_buffer", "contiguous", "pin_destination", "pin_source
 
 # A ctypes array of no items holds an export of a buffer of any length, and knows its address.
 _Anchor: Final[Any] = ctypes.c_char * 0
+# What one entry of the page tables maps, with 4 KiB pages; asking for it is never wrong.
+_HUGE_PAGE: Final = 2 << 20
+_ADDRESSES: Final = 1 << 63
 
 
 if TYPE_CHECKING:
@@ -59,7 +62,8 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
     """A writable, zeroed buffer of nbytes bytes whose address is a multiple of alignment.
 
     alignment is a power of two, in bytes. The memory is the process's own anonymous mapping, freed
-    when the last reference to the buffer and to slices of it is gone.
+    when the last reference to the buffer and to slices of it is gone. From 2 MiB on, huge pages are
+    asked for: the kernel finds, pins and maps those with less work.
 
     Raises:
         TypeError, ValueError: nbytes negative, or alignment not a power of two.
@@ -71,12 +75,19 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
         raise ValueError(f"nbytes must not be negative, got {nbytes}")
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"alignment must be a power of two, got {alignment}")
-    slack = max(alignment - mmap.PAGESIZE, 0)
-    if nbytes + slack >= 1 << 63:
+    huge = _HUGE_PAGE <= nbytes < _ADDRESSES - _HUGE_PAGE
+    place = max(alignment, _HUGE_PAGE) if huge else alignment
+    slack = max(place - mmap.PAGESIZE, 0)
+    if nbytes + slack >= _ADDRESSES:
         raise ValueError(f"{nbytes} bytes aligned to {alignment} are more than an address space")
     # Private: with the default, a shared mapping, parent and forked child would share the bytes.
     pages = mmap.mmap(-1, max(nbytes + slack, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -ctypes.addressof(_Anchor.from_buffer(pages)) % alignment if slack else 0
+    start = -ctypes.addressof(_Anchor.from_buffer(pages)) % place if slack else 0
+    if huge:
+        try:
+            pages.madvise(mmap.MADV_HUGEPAGE, start, nbytes)
+        except OSError:
+            pass  # a kernel without them, and nothing else changes
     return memoryview(pages)[start : start + nbytes]
 
 

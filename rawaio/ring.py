@@ -144,7 +144,7 @@ class CompletionRing:
         self.ordering, self._fence = chosen
         self._counted = self.ordering is Ordering.COUNTED
         self._run = 0
-        self._next = 0  # head, once what `next_run` gave is committed
+        self._next = 0  # head, once what `next_events` gave is committed
         self._credit = 0
         self.why_not: str | None
         self._words: memoryview | _Closed = _CLOSED
@@ -218,13 +218,11 @@ class CompletionRing:
         self._run = run
         return run
 
-    def next_run(
-        self, most: int | None = None
-    ) -> tuple[list[int], list[int], list[int], bool] | None:
-        """`peek` and `columns` in one: data, res and res2 of the next run, at most so many events.
+    def next_events(self, most: int | None = None) -> tuple[int, int, bool] | None:
+        """`peek` that is committed by `commit_run`: where in the ring the next run begins, and n.
 
-        The fourth: whether there are more behind it. None: there is nothing. What was given is
-        given again until `commit`.
+        At most so many events. The third: whether there are more behind them. None: there is
+        nothing. What was given is given again until it is committed.
         """
         words = self._words
         head = words[_HEAD]
@@ -248,16 +246,26 @@ class CompletionRing:
         if most is not None and run > most:
             run, more = most, True
         self._run = run
-        events: Any = self._events
-        if run == 1:
-            self._next = head + 1 if head + 1 < nr else 0
-            data, res, res2 = _COLUMNS.unpack_from(events, _EVENT.size * head)
-            return [data], [res], [res2], more
         if not run:
             return None
-        stop = head + run
-        self._next = stop if stop < nr else 0
-        head, stop = 4 * head, 4 * stop
+        self._next = stop = head + run
+        if stop >= nr:
+            self._next = 0
+        return head, run, more
+
+    def next_run(
+        self, most: int | None = None
+    ) -> tuple[list[int], list[int], list[int], bool] | None:
+        """data, res and res2 of `next_events`, as signed ints, and whether there are more."""
+        found = self.next_events(most)
+        if found is None:
+            return None
+        head, run, more = found
+        events: Any = self._events
+        if run == 1:
+            data, res, res2 = _COLUMNS.unpack_from(events, _EVENT.size * head)
+            return [data], [res], [res2], more
+        head, stop = 4 * head, 4 * (head + run)
         return (
             events[head:stop:4].tolist(),
             events[head + 2 : stop : 4].tolist(),
@@ -266,7 +274,7 @@ class CompletionRing:
         )
 
     def commit_run(self) -> None:
-        """Give back to the kernel what `next_run` gave last, and nobody has committed since."""
+        """Give back to the kernel what `next_events` gave, and nobody has committed since."""
         words = self._words
         run, self._run = self._run, 0
         if self._fence is not None:
@@ -290,16 +298,20 @@ class CompletionRing:
             events[start + 3 : stop : 4].tolist(),
         )
 
-    def raw(self, n: int) -> tuple[memoryview, int, int]:
-        """The events themselves, as 64-bit words, where the first n of the run begin, and n.
+    @property
+    def events(self) -> memoryview[int]:
+        """All places of the ring, as 32-bit words: eight for each event.
 
-        Safety: to be read before `commit`, and not to be kept.
+        Safety: what `next_events` gave is to be read before `commit_run`, and the view not to be
+        kept beyond `close`.
+
+        Raises:
+            ClosedError: closed, or not usable.
         """
-        if not 0 <= n <= self._run:
-            self._beyond(n)
         events = self._events
-        assert isinstance(events, memoryview)
-        return events, 4 * (self._words[_HEAD] % self.nr), n
+        if not isinstance(events, memoryview):
+            _closed()
+        return events.cast("B").cast("I")
 
     def decode(self, n: int) -> list[tuple[int, int, int, int]]:
         """(data, obj, res, res2) of the first n events of the run that peek found."""

@@ -2,7 +2,9 @@
 
 - IOContext: a window of requests; what has completed is submitted again at once, as a batch;
 - IOContext, polling: the same, looking for completions for a while before sleeping;
-- IOContext, bulk: IOContext.pread_many and pwrite_many, again and again;
+- IOContext, bulk: IOContext.pread_many and pwrite_many, again and again, with as few system calls
+  as there may be;
+- IOContext, bulk, portions: the same, submitted an eighth of the depth at a time;
 - File.pread, File.preadinto, File.pwrite: that many tasks, each one after another; "polling", on
   rawaio's polling loop;
 - File.pread_many, File.pwrite_many: the same in one task, at the depth of a loop;
@@ -21,6 +23,7 @@ import time
 from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -149,11 +152,12 @@ def context_polling(job: Job, watch: Watch) -> None:
     context_window(job, watch, rule=WeightedRule())
 
 
-def context_bulk(job: Job, watch: Watch) -> None:
+def context_bulk(job: Job, watch: Watch, *, parts: int = 1) -> None:
     depth, calls = job.depth, job.calls()
     n = len(next(calls))
     memory = job.buffer(n)
-    with job.opened() as fd, rawaio.IOContext(depth, max_batch=depth) as context, watch.running():
+    portion = max(depth // parts, 2)  # two are passed on by io_submit without waiting for others
+    with job.opened() as fd, rawaio.IOContext(depth, max_batch=portion) as context, watch.running():
         while not watch.is_over():
             if job.writes:
                 context.pwrite_many(fd, next(calls), memory, job.nbytes)
@@ -265,6 +269,7 @@ WAYS: Final[dict[str, Callable[[Job, Watch], Any]]] = {
     "rawaio/IOContext": context_window,
     f"rawaio/IOContext{POLLING}": context_polling,
     "rawaio/IOContext, bulk": context_bulk,
+    "rawaio/IOContext, bulk, portions": partial(context_bulk, parts=8),
     "rawaio/File.pread": file_pread,
     f"rawaio/File.pread{POLLING}": file_pread,
     "rawaio/File.preadinto": file_preadinto,

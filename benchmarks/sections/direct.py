@@ -22,6 +22,7 @@ _WAYS: Final = (
     "rawaio/IOContext",
     "rawaio/IOContext, polling",
     "rawaio/IOContext, bulk",
+    "rawaio/IOContext, bulk, portions",
     "rawaio/File.pread",
     "rawaio/File.pread, polling",
     "rawaio/File.preadinto",
@@ -29,7 +30,11 @@ _WAYS: Final = (
     "threads/os.preadv",
 )
 # A bulk call at depth 1 has no use, and File.pread_many has the depth of a whole loop.
-_ONLY_AT: Final = {"rawaio/IOContext, bulk": DEPTHS[1:], "rawaio/File.pread_many": DEPTHS[-1:]}
+_ONLY_AT: Final = {
+    "rawaio/IOContext, bulk": DEPTHS[1:],
+    "rawaio/IOContext, bulk, portions": DEPTHS[1:],
+    "rawaio/File.pread_many": DEPTHS[-1:],
+}
 # Where each read can be timed without much being added to it.
 _LATENCY: Final = (
     "rawaio/IOContext",

@@ -46,6 +46,8 @@ class AnyOrder:
         self.started: Counter[int] = Counter()
         self.in_flight: list[tuple[int, int, int, int, int]] = []
         self.most = 0
+        #: How many were in flight, and how many more were offered.
+        self.offers: list[tuple[int, int]] = []
         self.file = bytearray(CONTENT)
         self.numbers = syscalls.numbers()
 
@@ -58,6 +60,7 @@ class AnyOrder:
 
     def submit(self, nr: int, pointers: int) -> int:
         assert nr > 0
+        self.offers.append((len(self.in_flight), nr))
         chance = self.random.random()
         if chance < 0.1:
             ctypes.set_errno(self.random.choice([errno.EAGAIN, errno.EINTR]))
@@ -113,10 +116,10 @@ class AnyOrder:
         return struct.pack("=QQqq", data, 0, done, 0)
 
 
-@pytest.fixture(scope="module")
-def lane() -> Iterator[BulkLane]:
+@pytest.fixture(scope="module", params=[None, 1, 5], ids="portion {}".format)
+def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
     """One for all, so that each job comes after others of all kinds."""
-    made = BulkLane(WINDOW, force_syscalls=True)
+    made = BulkLane(WINDOW, portion=request.param, force_syscalls=True)
     # Without a pause: this kernel's shortage is over at once.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "_RETRY_S", 0)
@@ -135,6 +138,7 @@ def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     assert not kernel.in_flight
     assert kernel.started == Counter(range(job.total))
     assert kernel.most <= WINDOW
+    assert all(nr <= lane._portion for in_flight, nr in kernel.offers if in_flight)
 
 
 def expected_read(offset: int, length: int, bad: dict[int, int]) -> tuple[int, bytes]:
@@ -230,6 +234,41 @@ def test_an_operation_that_lags_behind_many_stretches(lane: BulkLane) -> None:
     job = Bulk(Opcode.PREAD, FD, Pieces(range(9), bytearray(9), 1, reading=True), rw_flags=FLAGS)
     perform(lane, kernel, job)
     assert job.failures == {5: -errno.EIO}
+
+
+class AtOnce(AnyOrder):
+    """All is complete when io_submit returns, and all is seen by the next look."""
+
+    def submit(self, nr: int, pointers: int) -> int:
+        self.random.seed(0)  # which neither refuses nor takes a part
+        return super().submit(nr, pointers)
+
+    def getevents(self, min_nr: Any, nr: Any, buffer: Any, timeout: Any) -> int:
+        self.random.seed(0)
+        return super().getevents(ctypes.c_long(len(self.in_flight)), nr, buffer, timeout)
+
+
+def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLane) -> None:
+    count = 4 * bulk._STRETCH
+    kernel = AtOnce(0, {}, set())
+    pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    nrs = [nr for _, nr in kernel.offers]
+    assert nrs[0] == lane._portion
+    assert nrs[6:20] == [WINDOW] * 14
+    job.check()
+
+
+def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause is for a kernel that is short of something, and only when nothing comes back."""
+    monkeypatch.delattr(bulk.time, "sleep")
+    count = 100
+    kernel = AtOnce(0, dict.fromkeys(range(count), -errno.EBADF), set())
+    pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    assert job.failures == dict.fromkeys(range(count), -errno.EBADF)
 
 
 def test_an_error_of_io_getevents_is_raised(lane: BulkLane) -> None:

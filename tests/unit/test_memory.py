@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import mmap
+import os
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.support import address_of, mapping_of
 
 PINS = [pin_source, pin_destination]
 ALIGNMENTS = [1 << i for i in range(22)]  # up to 2 MiB
+HUGE = 2 << 20
 
 
 def pages_of(buffer: memoryview) -> mmap.mmap:
@@ -87,6 +90,44 @@ def test_the_memory_is_the_process_s_own() -> None:
     mapping = mapping_of(address_of(buffer))
     assert mapping is not None
     assert mapping.access == "rw-p"
+
+
+def advice_of(buffer: memoryview) -> list[list[str]]:
+    """VmFlags of each mapping that the buffer lies in."""
+    start = address_of(buffer)
+    found: list[list[str]] = []
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if "-" in name:
+            low, high = (int(limit, 16) for limit in name.split("-"))
+            inside = low < start + buffer.nbytes and start < high
+        elif inside and name == "VmFlags:":
+            found.append(rest.split())
+    return found
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages"
+)
+def test_huge_pages_are_asked_for_where_one_fits() -> None:
+    small, large = aligned_buffer(HUGE - 4096), aligned_buffer(HUGE + 1, 512)
+    assert all("hg" not in flags for flags in advice_of(small))
+    assert address_of(large) % HUGE == 0
+    advice = advice_of(large)
+    assert advice
+    assert all("hg" in flags for flags in advice)
+
+
+def test_a_kernel_without_huge_pages_gives_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(mmap.mmap):
+        def madvise(self, option: int, *_: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), option)
+
+    monkeypatch.setattr(mmap, "mmap", Plain)
+    buffer = aligned_buffer(HUGE)
+    buffer[-1] = 7
+    assert (buffer.nbytes, buffer[0], buffer[-1]) == (HUGE, 0, 7)
 
 
 def virtual_bytes() -> int:

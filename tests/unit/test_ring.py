@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import platform
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -134,6 +135,25 @@ def test_the_next_run_is_what_peek_and_columns_give(
             assert bytes(fake.memory) == after
 
 
+def test_the_next_events_are_where_it_says() -> None:
+    fake = full(8)
+    ring = opened(fake)
+    fake.words[HEAD], fake.words[TAIL] = 6, 3
+    found: list[tuple[bytes, int, bool]] = []
+    while (run := ring.next_events()) is not None:
+        start, n, more = run
+        words = ring.events[8 * start : 8 * (start + n)]
+        found.append((words.cast("B").tobytes(), n, more))
+        ring.commit_run()
+    assert found == [
+        (b"".join(struct.pack("=QQqq", *event(i)) for i in (6, 7)), 2, True),
+        (b"".join(struct.pack("=QQqq", *event(i)) for i in range(3)), 3, False),
+    ]
+    ring.close()
+    with pytest.raises(ClosedError):
+        _ = ring.events
+
+
 def test_a_run_that_was_committed_in_part_is_not_committed_again() -> None:
     fake = full(9)
     ring = opened(fake)
@@ -259,7 +279,6 @@ def test_more_than_the_run_is_refused_and_nothing_changes(beyond: int) -> None:
         ring.commit,
         ring.decode,
         ring.columns,
-        ring.raw,
         ring.advance_and_peek,
     ]
     for call in calls:
