@@ -93,10 +93,10 @@ class IOContext:
         requests that are submitted although plugged, and how many operations of a bulk call are
         submitted at a time while others are in flight: an eighth of nr_events or less keeps a
         device busiest, nr_events takes the least processor time. max_pending: requests that wait
-        behind the ones in flight before `submit` waits too. force_syscalls: reap by io_getevents even where
-        the ring can be read. polling: a rule of `rawaio.polling`, of this context's own, by which
-        `reap` looks at the ring before it sleeps; of no effect where it reaps by io_getevents, and
-        on a build without the GIL.
+        behind the ones in flight before `submit` waits too. force_syscalls: reap by io_getevents
+        even where the ring can be read. polling: a rule of `rawaio.polling`, of this context's own,
+        by which `reap` looks at the ring before it sleeps; of no effect where it reaps by
+        io_getevents, and on a build without the GIL.
 
         Raises:
             OSError: io_setup's errno, with advice as notes: EAGAIN over aio-max-nr; ENOSYS no
