@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import rawaio
 from rawaio.pieces import MOST_OPERATIONS, Pieces, column
+from rawaio.syscalls import MAX_RW_COUNT
 
 OFFSETS = st.integers(0, (1 << 63) - 1)
 
@@ -151,13 +152,14 @@ def test_stretches_tell_where_each_is(
 
 
 def test_stretches_of_like_lengths_go_on_from_each_other() -> None:
-    """Each is made of the one before, however much further it begins."""
+    """Each is made of the one before, however much further it begins, and back."""
     pieces = Pieces(range(100), None, 3, reading=True)
-    first = 0
-    for n in (5, 6, 8, 8, 7, 5, 5, 6):
+    sizes = (5, 6, 8, 8, 7, 5, 5, 6)
+    told = list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+    told += [(first, 6) for first in (0, 5, 11, 27, 3, 13, 13, 1, 2, 40)]
+    for first, n in told:
         addresses, _ = pieces.stretch(first, n)
         assert addresses.tolist() == [pieces.address + 3 * i for i in range(first, first + n)]
-        first += n
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -178,6 +180,10 @@ def test_parts_are_some_of_them(shape: str, lengths: list[int], data: st.DataObj
             assert address_of(view) == address
     again = part.part(0, n)
     assert list(again.addresses) == [address for address, _ in expected]
+    if shape == "equal":
+        begun = data.draw(st.integers(0, n - 1))
+        for i in range(begun, n):
+            assert part.stretch(i, 1)[0].tolist() == [expected[i][0]]
 
 
 def test_parts_of_many_are_made_of_columns() -> None:
@@ -215,6 +221,17 @@ def test_any_buffers_can_be_written_from(buffers: Any) -> None:
         assert lengths is not None
         for address, length, buffer in zip(addresses, lengths, buffers, strict=True):
             assert ctypes.string_at(address, length) == bytes(buffer)
+
+
+@pytest.mark.parametrize("buffer", [*BUFFERS, memoryview(bytearray(12)).cast("b", (3, 4))])
+def test_views_are_bytes_of_any_buffer(buffer: Any) -> None:
+    nbytes = memoryview(buffer).nbytes
+    scattered = Pieces([0, 1], [b"before", buffer], reading=False).part(0, 2)
+    packed = Pieces([0, 1], buffer, lengths=[0, nbytes], reading=False).part(0, 2)
+    for pieces in (scattered, packed):
+        view = pieces.view(1)
+        assert (view.format, view.shape) == ("B", (nbytes,))
+        assert view == memoryview(buffer).tobytes()
 
 
 def test_buffers_are_pinned() -> None:
@@ -260,10 +277,16 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "operation 1 has no length",
     ),
+    (
+        {"memory": [bytearray(4), bytearray(3)], "lengths": [4, -3]},
+        ValueError,
+        "length 1 is negative: -3",
+    ),
     # What is no length, or no memory.
     ({"memory": bytearray(4), "lengths": [5, -1]}, ValueError, "length 1 is negative: -1"),
     ({"memory": None, "lengths": [1 << 63, 0]}, ValueError, "lengths .* beyond"),
     ({"memory": None, "lengths": [0, 0x7FFFF001]}, ValueError, "operation 1 is of 2147479553"),
+    ({"memory": None, "lengths": [0x7FFFF000, 0x7FFFF001]}, ValueError, "operation 1 is of"),
     ({"memory": None, "lengths": [0.5, 1]}, TypeError, "float"),
     ({"memory": None, "lengths": 4}, TypeError, "int"),
     ({"memory": None, "nbytes": 4.0}, TypeError, "float"),
@@ -271,6 +294,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"memory": bytearray(8), "lengths": [4, 3]}, ValueError, "need 7 bytes of memory, not 8"),
     ({"memory": b"12345678", "nbytes": 4}, TypeError, "read-only"),
     ({"memory": [bytearray(4), b"123"]}, TypeError, "buffer 1: .*read-only"),
+    ({"memory": [b"1234", b"123"]}, TypeError, "buffer 0: .*read-only"),
     ({"memory": [bytearray(4), 7]}, TypeError, "buffer 1: a buffer is needed"),
     ({"memory": [bytearray(4), memoryview(bytearray(8))[::2]]}, TypeError, "buffer 1: .*contig"),
     ({"memory": "text", "nbytes": 2}, TypeError, "a buffer is needed"),
@@ -294,6 +318,24 @@ def test_what_is_said_twice_may_agree() -> None:
     for memory in (None, [bytearray(4), bytearray(4)]):
         assert Pieces([0, 8], memory, 4, lengths=array("q", [4, 4]), reading=True).total == 8
     assert Pieces([], [], 4, lengths=[], reading=True).total == 0
+
+
+@pytest.mark.parametrize("bad", [0, 9_000, 19_999])
+def test_of_many_the_first_that_does_not_agree_is_named(bad: int) -> None:
+    lengths = array("q", [1]) * 20_000
+    offsets = range(len(lengths))
+    assert Pieces(offsets, None, 1, lengths=lengths, reading=True).total == 20_000
+    lengths[bad] = lengths[-1] = 2
+    with pytest.raises(ValueError, match=f"operation {bad} is of 2 bytes, and nbytes is 1"):
+        Pieces(offsets, None, 1, lengths=lengths, reading=True)
+
+
+def test_the_longest_that_the_kernel_takes(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("w+b") as file:
+        file.truncate(MAX_RW_COUNT)
+        pages = mmap.mmap(file.fileno(), 0)
+    assert Pieces([0], pages, lengths=[MAX_RW_COUNT], reading=True).total == MAX_RW_COUNT
+    assert Pieces([0], pages, MAX_RW_COUNT, reading=True).total == MAX_RW_COUNT
 
 
 def test_lengths_of_nothing() -> None:
