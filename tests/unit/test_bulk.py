@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rawaio
+from rawaio import pieces as module
 from rawaio.pieces import MOST_OPERATIONS, Pieces, column
 from rawaio.syscalls import MAX_RW_COUNT
 
@@ -54,11 +55,11 @@ def test_numpy_arrays_are_columns() -> None:
 
 @given(st.lists(OFFSETS, min_size=1), st.integers(-(1 << 63), -1), st.data())
 def test_a_negative_offset_is_refused(offsets: list[int], bad: int, data: st.DataObject) -> None:
-    offsets[data.draw(st.integers(0, len(offsets) - 1))] = bad
-    with pytest.raises(ValueError, match="negative"):
-        column(offsets)
-    with pytest.raises(ValueError, match="negative"):
-        column(array("q", offsets))
+    i = data.draw(st.integers(0, len(offsets) - 1))
+    offsets[i] = bad
+    for wrong in (offsets, array("q", offsets)):
+        with pytest.raises(ValueError, match=f"offset {i} is negative: {bad}$"):
+            column(wrong)
 
 
 @pytest.mark.parametrize("bad", [1 << 63, -(1 << 63) - 1, 1 << 200])
@@ -132,6 +133,7 @@ def test_stretches_tell_where_each_is(
     """In order, whatever their lengths, and again from anywhere."""
     pieces, expected = pieces_of(shape, lengths)
     assert pieces.total == sum(length for _, length in expected)
+    assert (pieces.nbytes is None) == (shape != "equal")
 
     def told(first: int, n: int) -> list[tuple[int, int]]:
         addresses, column = pieces.stretch(first, n)
@@ -162,6 +164,16 @@ def test_stretches_of_like_lengths_go_on_from_each_other() -> None:
         assert addresses.tolist() == [pieces.address + 3 * i for i in range(first, first + n)]
 
 
+@pytest.mark.parametrize("begun", [0, 3])
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+def test_stretches_of_one(part: bool, begun: int) -> None:
+    pieces = Pieces(range(9), None, 3, reading=True)
+    if part:
+        pieces = pieces.part(2, 7)
+    for i in range(begun, 7):
+        assert pieces.stretch(i, 1)[0].tolist() == [pieces.address + 3 * i]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(LENGTHS, st.data())
 def test_parts_are_some_of_them(shape: str, lengths: list[int], data: st.DataObject) -> None:
@@ -180,10 +192,6 @@ def test_parts_are_some_of_them(shape: str, lengths: list[int], data: st.DataObj
             assert address_of(view) == address
     again = part.part(0, n)
     assert list(again.addresses) == [address for address, _ in expected]
-    if shape == "equal":
-        begun = data.draw(st.integers(0, n - 1))
-        for i in range(begun, n):
-            assert part.stretch(i, 1)[0].tolist() == [expected[i][0]]
 
 
 def test_parts_of_many_are_made_of_columns() -> None:
@@ -219,6 +227,7 @@ def test_any_buffers_can_be_written_from(buffers: Any) -> None:
     if buffers:
         addresses, lengths = pieces.stretch(0, len(buffers))
         assert lengths is not None
+        assert addresses.format == lengths.format == "q"
         for address, length, buffer in zip(addresses, lengths, buffers, strict=True):
             assert ctypes.string_at(address, length) == bytes(buffer)
 
@@ -285,13 +294,23 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     # What is no length, or no memory.
     ({"memory": bytearray(4), "lengths": [5, -1]}, ValueError, "length 1 is negative: -1"),
     ({"memory": None, "lengths": [1 << 63, 0]}, ValueError, "lengths .* beyond"),
+    ({"memory": None, "lengths": [1 << 64, 0]}, ValueError, "lengths .* beyond"),
     ({"memory": None, "lengths": [0, 0x7FFFF001]}, ValueError, "operation 1 is of 2147479553"),
     ({"memory": None, "lengths": [0x7FFFF000, 0x7FFFF001]}, ValueError, "operation 1 is of"),
     ({"memory": None, "lengths": [0.5, 1]}, TypeError, "float"),
     ({"memory": None, "lengths": 4}, TypeError, "int"),
     ({"memory": None, "nbytes": 4.0}, TypeError, "float"),
     ({"memory": None, "nbytes": None, "lengths": array("i", [1, 1])}, TypeError, "of lengths"),
-    ({"memory": bytearray(8), "lengths": [4, 3]}, ValueError, "need 7 bytes of memory, not 8"),
+    (
+        {"memory": bytearray(8), "lengths": [4, 3]},
+        ValueError,
+        "^2 operations need 7 bytes of memory, not 8",
+    ),
+    (
+        {"memory": bytearray(9), "nbytes": 4},
+        ValueError,
+        "^2 operations of 4 bytes need 8 bytes of memory, not 9",
+    ),
     ({"memory": b"12345678", "nbytes": 4}, TypeError, "read-only"),
     ({"memory": [bytearray(4), b"123"]}, TypeError, "buffer 1: .*read-only"),
     ({"memory": [b"1234", b"123"]}, TypeError, "buffer 0: .*read-only"),
@@ -347,7 +366,8 @@ def test_lengths_of_nothing() -> None:
 
 def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
     """An address beyond the memory is not made, whatever the caller does to the buffer."""
-    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2]):
+    beyond = [0, -(1 << 62), 1], [(1 << 63) - 1] * 3
+    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2], *beyond):
         for n in (1, 3):
             lengths = array("q", [2, 3, 4])
             pieces = Pieces(range(3), None, lengths=lengths, reading=True)
@@ -357,11 +377,13 @@ def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
 
 
 def test_the_first_negative_one_is_named() -> None:
-    offsets = array("q", range(20_000))
-    offsets[9_000] = offsets[15_000] = -7
-    for wrong in (offsets, offsets.tolist()):
-        with pytest.raises(ValueError, match="offset 9000 is negative: -7"):
-            column(wrong)
+    for bad in (9_000, 19_999):
+        # Where 0 comes before it, too.
+        offsets = array("q", [0, 1]) * 10_000
+        offsets[bad] = offsets[-1] = -7
+        for wrong in (offsets, offsets.tolist()):
+            with pytest.raises(ValueError, match=f"offset {bad} is negative: -7"):
+                column(wrong)
 
 
 def test_offsets_that_need_all_of_63_bits() -> None:
@@ -376,6 +398,13 @@ def test_more_operations_than_there_are_indexes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too many"):
         column(pages)
     assert len(column(pages[:100_000])) == 100_000
+
+
+def test_as_many_operations_as_there_are_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_OPERATIONS", 3)
+    assert len(column(range(3))) == 3
+    with pytest.raises(ValueError, match="4 operations are too many"):
+        column(range(4))
 
 
 # -- what is raised --------------------------------------------------------------------------------
