@@ -417,6 +417,15 @@ def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
     assert not job.failures
 
 
+def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
+    window = bulk._STRETCH + 1
+    job = Bulk(Opcode.PREAD, fd, Pieces(range(2 * window), None, 1, reading=True))
+    lane = BulkLane(window)
+    lane.begin(job)
+    assert lane.submit() == window
+    lane.close()
+
+
 def test_one_lane_for_jobs_of_all_sizes(fd: int, content: bytes) -> None:
     """What one job left behind is of no use to the next."""
     with rawaio.IOContext(16) as context:

@@ -46,8 +46,10 @@ class AnyOrder:
         self.started: Counter[int] = Counter()
         self.in_flight: list[tuple[int, int, int, int, int]] = []
         self.most = 0
-        #: How many were in flight, and how many more were offered.
-        self.offers: list[tuple[int, int]] = []
+        #: How many were in flight, how many more were offered, and behind which one they end.
+        self.offers: list[tuple[int, int, int]] = []
+        #: How many each io_getevents waited for.
+        self.waits: list[int] = []
         self.file = bytearray(CONTENT)
         self.numbers = syscalls.numbers()
 
@@ -56,11 +58,12 @@ class AnyOrder:
         if number.value == self.numbers.io_submit:
             return self.submit(arguments[0].value, arguments[1].value)
         assert number.value == self.numbers.io_getevents
+        self.waits.append(arguments[0].value)
         return self.getevents(*arguments)
 
     def submit(self, nr: int, pointers: int) -> int:
         assert nr > 0
-        self.offers.append((len(self.in_flight), nr))
+        self.offers.append((len(self.in_flight), nr, len(self.started) + nr))
         chance = self.random.random()
         if chance < 0.1:
             ctypes.set_errno(self.random.choice([errno.EAGAIN, errno.EINTR]))
@@ -91,8 +94,10 @@ class AnyOrder:
         assert not timeout.value
         assert min_nr.value <= len(self.in_flight), "it would wait for ever"
         if not min_nr.value or self.random.random() < 0.1:
-            ctypes.set_errno(errno.EINTR)
-            return -1 if self.random.random() < 0.5 else 0
+            interrupted = self.random.random() < 0.5
+            # Of 0 events it says nothing, and what was said before is not of them.
+            ctypes.set_errno(errno.EINTR if interrupted else errno.EFAULT)
+            return -1 if interrupted else 0
         self.random.shuffle(self.in_flight)
         self.in_flight.sort(key=lambda one: one[4] in self.lagging)
         n = self.random.randint(min_nr.value, min(nr.value, len(self.in_flight)))
@@ -120,6 +125,7 @@ class AnyOrder:
 def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
     """One for all, so that each job comes after others of all kinds."""
     made = BulkLane(WINDOW, portion=request.param, force_syscalls=True)
+    assert made._portion == (request.param or WINDOW)
     # Without a pause: this kernel's shortage is over at once.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "_RETRY_S", 0)
@@ -138,7 +144,15 @@ def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     assert not kernel.in_flight
     assert kernel.started == Counter(range(job.total))
     assert kernel.most <= WINDOW
-    assert all(nr <= lane._portion for in_flight, nr in kernel.offers if in_flight)
+    busy = [(nr, stop) for in_flight, nr, stop in kernel.offers if in_flight]
+    assert all(nr <= lane._portion for nr, _ in busy)
+    if lane._portion < lane.window:
+        assert all(min_nr <= 1 for min_nr in kernel.waits)
+        return
+    # A system call is worth its while, but for the end of a stretch and of the job.
+    part = max(lane.window // 8, 1)
+    assert all(nr >= part or not stop % bulk._STRETCH or stop == job.total for nr, stop in busy)
+    assert all(min_nr <= part for min_nr in kernel.waits)
 
 
 def expected_read(offset: int, length: int, bad: dict[int, int]) -> tuple[int, bytes]:
@@ -193,6 +207,7 @@ def test_reads(lane: BulkLane, shape: str, count: int, seed: int, faults: dict[i
     told = caught.value
     assert {i: (told.errors[i], told.counts[i]) for i in told.indexes} == wrong
     assert told.total == count
+    assert (f"of {count} operations of 17 bytes" in str(told)) == (shape == "equal")
 
 
 @pytest.mark.parametrize("lengths_given", [False, True], ids=["buffers", "packed"])
@@ -254,7 +269,7 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
     pieces = Pieces(range(count), bytearray(count), 1, reading=True)
     job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
     perform(lane, kernel, job)
-    nrs = [nr for _, nr in kernel.offers]
+    nrs = [nr for _, nr, _ in kernel.offers]
     assert nrs[0] == lane._portion
     assert nrs[6:20] == [WINDOW] * 14
     job.check()
@@ -269,6 +284,35 @@ def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.Monkey
     job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
     perform(lane, kernel, job)
     assert job.failures == dict.fromkeys(range(count), -errno.EBADF)
+
+
+@pytest.mark.parametrize(("window", "portion"), [(1, None), (1, 5), (2, 1), (8, 40)])
+def test_narrow_windows(window: int, portion: int | None) -> None:
+    lane = BulkLane(window, portion=portion, force_syscalls=True)
+    assert lane._portion == min(portion or window, window)
+    offsets = list(range(0, 300, 3))
+    kernel = AnyOrder(7, {30: errno.EIO}, {0})
+    pieces = Pieces(offsets, bytearray(3 * len(offsets)), 3, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    lane.close()
+    assert kernel.most == window
+    assert job.failures == {10: -errno.EIO}
+
+
+def test_an_io_getevents_that_is_interrupted_brings_nothing(lane: BulkLane) -> None:
+    def interrupted(*arguments: Any) -> int:
+        del arguments
+        ctypes.set_errno(errno.EINTR)
+        return -1
+
+    raw, lane._raw = lane._raw, interrupted
+    lane.begin(Bulk(Opcode.PREAD, FD, Pieces([0], bytearray(1), 1, reading=True)))
+    try:
+        assert lane._wait(0) == 0
+    finally:
+        lane._raw = raw
+        lane.end()
 
 
 def test_an_error_of_io_getevents_is_raised(lane: BulkLane) -> None:
