@@ -48,17 +48,22 @@ class AnyOrder:
         self.most = 0
         #: How many were in flight, how many more were offered, and behind which one they end.
         self.offers: list[tuple[int, int, int]] = []
-        #: How many each io_getevents waited for.
-        self.waits: list[int] = []
+        #: How many each io_getevents waited for, how many were in flight, how many had been
+        #: started, and whether that was by the last io_submit.
+        self.waits: list[tuple[int, int, int, bool]] = []
+        self.took = False
         self.file = bytearray(CONTENT)
         self.numbers = syscalls.numbers()
 
     def __call__(self, number: Any, ctx_id: Any, *arguments: Any) -> int:
         del ctx_id
         if number.value == self.numbers.io_submit:
-            return self.submit(arguments[0].value, arguments[1].value)
+            before = len(self.started)
+            result = self.submit(arguments[0].value, arguments[1].value)
+            self.took = len(self.started) > before
+            return result
         assert number.value == self.numbers.io_getevents
-        self.waits.append(arguments[0].value)
+        self.waits.append((arguments[0].value, len(self.in_flight), len(self.started), self.took))
         return self.getevents(*arguments)
 
     def submit(self, nr: int, pointers: int) -> int:
@@ -146,13 +151,13 @@ def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     assert kernel.most <= WINDOW
     busy = [(nr, stop) for in_flight, nr, stop in kernel.offers if in_flight]
     assert all(nr <= lane._portion for nr, _ in busy)
-    if lane._portion < lane.window:
-        assert all(min_nr <= 1 for min_nr in kernel.waits)
-        return
-    # A system call is worth its while, but for the end of a stretch and of the job.
-    part = max(lane.window // 8, 1)
+    # Without portions a system call is for several, but for the end of a stretch and of the job.
+    part = max(lane.window // 8, 1) if lane._portion == lane.window else 1
     assert all(nr >= part or not stop % bulk._STRETCH or stop == job.total for nr, stop in busy)
-    assert all(min_nr <= part for min_nr in kernel.waits)
+    for min_nr, in_flight, started, took in kernel.waits:
+        assert min_nr <= part
+        # Nobody waits while there is something to start.
+        assert not (min_nr and took) or in_flight > lane.window - part or started == job.total
 
 
 def expected_read(offset: int, length: int, bad: dict[int, int]) -> tuple[int, bytes]:
@@ -298,6 +303,47 @@ def test_narrow_windows(window: int, portion: int | None) -> None:
     lane.close()
     assert kernel.most == window
     assert job.failures == {10: -errno.EIO}
+
+
+def test_a_short_stretch_where_the_lower_half_begins_again(lane: BulkLane) -> None:
+    """Its upper half is written, although nothing but the last stretch needs one."""
+    begun = 1 << 16
+    kernel = AtOnce(0, {}, set())
+    pieces = Pieces(range(begun + 7), bytearray(begun + 7), 1, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    raw, lane._raw = lane._raw, kernel
+    try:
+        lane.begin(job)
+        job.next = job.finished = begun
+        lane._rounds(job)
+        lane.end()
+    finally:
+        lane._raw = raw
+    assert kernel.started == Counter(range(begun, begun + 7))
+    assert job.failures == dict.fromkeys(range(begun, begun + 7), 0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "gone"), [(errno.EAGAIN, 0), (errno.EINTR, 0), (errno.EBADF, 1)]
+)
+def test_a_submit_says_how_many_it_is_rid_of(lane: BulkLane, failure: int, gone: int) -> None:
+    def fails(*arguments: Any) -> int:
+        del arguments
+        ctypes.set_errno(failure)
+        return -1
+
+    raw, lane._raw = lane._raw, fails
+    job = Bulk(Opcode.PREAD, FD, Pieces([0, 1], bytearray(2), 1, reading=True))
+    try:
+        lane.begin(job)
+        assert lane.submit(0) == 0
+        assert lane.submit() == job.next == job.finished == gone
+        job.next = job.finished = job.total
+        assert lane.submit() == 0
+        lane.end()
+    finally:
+        lane._raw = raw
+    assert job.failures == ({0: -failure} if gone else {})
 
 
 def test_an_io_getevents_that_is_interrupted_brings_nothing(lane: BulkLane) -> None:
