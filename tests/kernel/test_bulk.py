@@ -377,6 +377,14 @@ def test_a_lane_that_nobody_closed_keeps_its_job_until_the_kernel_is_done(
     assert kept == [job]
 
 
+def test_a_job_keeps_its_file(path: Path) -> None:
+    """Nobody else may have it, and a descriptor that is closed is soon another file's."""
+    with path.open("rb") as file:
+        job = Bulk(Opcode.PREAD, file, Pieces([0], None, 1, reading=True))
+        assert job.fd is file
+        assert job.fileno == file.fileno()
+
+
 def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never more in flight than nr_events, and never a wait while there is room for a batch."""
     seen: list[tuple[int, int]] = []
@@ -408,9 +416,11 @@ def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
         for i in range(before, job.next):
             place = i % bulk._STRETCH
             words = lane._words[8 * place : 8 * place + 8].tolist()
+            assert words[1] == 0  # no flags
             seen.append((words[0] >> 32, words[0] & 0xFFFF_FFFF, *words[3:6]))
         before = job.next
         lane.collect()
+    assert lane.submit() == 0
     assert seen == [(i, 3, pieces.address + 3 * i, 3, i) for i in range(count)]
     lane.end()
     lane.close()
