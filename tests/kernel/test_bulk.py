@@ -377,6 +377,26 @@ def test_a_lane_that_nobody_closed_keeps_its_job_until_the_kernel_is_done(
     assert kept == [job]
 
 
+@pytest.mark.parametrize("forced", [False, True], ids=["ring", "io_getevents"])
+def test_a_lane_looks_into_the_ring_if_it_may(fd: int, forced: bool) -> None:
+    lane = BulkLane(4, force_syscalls=True) if forced else BulkLane(4)
+    raw = lane._raw
+    called: list[int] = []
+
+    def watch(*arguments: Any) -> int:
+        called.append(arguments[0].value)
+        return raw(*arguments)
+
+    lane._raw = watch
+    lane.begin(Bulk(Opcode.PREAD, fd, Pieces(range(4), None, 1, reading=True)))
+    assert lane.submit() == 4
+    # What is in the page cache is complete when it has been submitted.
+    assert lane.collect() == 4
+    usable = lane._ring.usable
+    lane.close()
+    assert called.count(numbers().io_getevents) == (forced or not usable)
+
+
 def test_a_job_keeps_its_file(path: Path) -> None:
     """Nobody else may have it, and a descriptor that is closed is soon another file's."""
     with path.open("rb") as file:
