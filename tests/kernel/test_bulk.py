@@ -453,6 +453,7 @@ def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
     lane = BulkLane(window)
     lane.begin(job)
     assert lane.submit() == window
+    assert lane.io_submit_calls == 1
     lane.close()
 
 

@@ -140,12 +140,14 @@ def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
 
 def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     raw, lane._raw = lane._raw, kernel
+    calls = lane.io_submit_calls
     try:
         lane.begin(job)
         lane._rounds(job)
         lane.end()
     finally:
         lane._raw = raw
+    assert lane.io_submit_calls - calls == len(kernel.offers)
     assert not kernel.in_flight
     assert kernel.started == Counter(range(job.total))
     assert kernel.most <= WINDOW
