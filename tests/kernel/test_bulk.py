@@ -400,6 +400,20 @@ def test_a_lane_looks_into_the_ring_if_it_may(fd: int, forced: bool) -> None:
     assert (numbers().io_getevents in called) == (forced or not usable)
 
 
+def test_each_completion_makes_the_eventfd_readable(fd: int) -> None:
+    lane = BulkLane(4, signals=True)
+    job = Bulk(Opcode.PREAD, fd, Pieces(range(3), None, 1, reading=True))
+    lane.begin(job)
+    assert lane.submit() == lane.collect() == 3
+    job.check()
+    assert os.eventfd_read(lane.eventfd) == 3
+    lane.nudge()
+    assert os.eventfd_read(lane.eventfd) == 1
+    lane.reset()  # of nothing
+    lane.end()
+    lane.close()
+
+
 def test_a_job_keeps_its_file(path: Path) -> None:
     """Nobody else may have it, and a descriptor that is closed is soon another file's."""
     with path.open("rb") as file:
