@@ -40,6 +40,7 @@ from .request import Completion, Request
 from .ring import CompletionRing, Ordering, SyscallEvents
 from .slab import IocbSlab
 from .syscalls import Opcode
+from .unraisable import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -939,35 +940,6 @@ def _call(
         started[0] = completion; callback(completion)  # noqa: E702 # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
         report(error, callback)
-
-
-class _Raiser:
-    """Raises an exception where Python cannot pass one on, and so gives it to the hook."""
-
-    __slots__ = ("_error", "_source")
-
-    def __init__(self, error: Exception, source: object) -> None:
-        self._error = error
-        self._source = source
-
-    def __call__(self, reference: object) -> None:
-        raise self._error
-
-    def __repr__(self) -> str:
-        return repr(self._source)
-
-
-def report(error: Exception, source: object) -> None:
-    """Give an exception that has nobody to go to to sys.unraisablehook, as from source."""
-    # The hook's argument cannot be made by Python code; an exception in a weakref's callback is
-    # passed to the hook by the interpreter.
-    target = _Target()
-    reference = weakref.ref(target, _Raiser(error, source))
-    del target, reference
-
-
-class _Target:
-    __slots__ = ("__weakref__",)
 
 
 # -- fork ---------------------------------------------------------------------------------------

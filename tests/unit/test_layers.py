@@ -25,6 +25,7 @@ PACKAGE = "rawaio"
 ORDER = {
     "errors": 0,
     "_uninterrupted": 0,
+    "unraisable": 0,
     "protocols": 0,
     "syscalls": 0,
     "memory": 0,
