@@ -41,6 +41,7 @@ ORDER = {
     "kernel": 2,
     "pieces": 2,
     "bulk": 2,
+    "bulkcalls": 2,
     "reaping": 2,
     "context": 2,
     "rangelock": 2,
