@@ -272,14 +272,14 @@ class Pieces:
             stop = min(before + _CHUNK, first)
             address += sum(self.lengths[before:stop].tolist())
             before = stop
-        places = array("Q", list(accumulate(lengths.tolist(), initial=address)))
+        places = list(accumulate(lengths.tolist(), initial=address))
         if (
             min(lengths) < 0
             or not self.address <= address <= places[n] <= self.address + self.total
         ):
             raise RuntimeError("lengths were changed while they were used")
         self._mark = first + n, places[n]
-        return _words(places)[:n], memoryview(lengths)
+        return _words(array("Q", places))[:n], memoryview(lengths)
 
     def _progression(self, first: int, n: int) -> memoryview:
         nbytes = self._equal

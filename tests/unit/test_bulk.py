@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rawaio
+from rawaio import pieces as module
 from rawaio.pieces import MOST_OPERATIONS, Pieces, column
+from rawaio.syscalls import MAX_RW_COUNT
 
 OFFSETS = st.integers(0, (1 << 63) - 1)
 
@@ -53,11 +55,11 @@ def test_numpy_arrays_are_columns() -> None:
 
 @given(st.lists(OFFSETS, min_size=1), st.integers(-(1 << 63), -1), st.data())
 def test_a_negative_offset_is_refused(offsets: list[int], bad: int, data: st.DataObject) -> None:
-    offsets[data.draw(st.integers(0, len(offsets) - 1))] = bad
-    with pytest.raises(ValueError, match="negative"):
-        column(offsets)
-    with pytest.raises(ValueError, match="negative"):
-        column(array("q", offsets))
+    i = data.draw(st.integers(0, len(offsets) - 1))
+    offsets[i] = bad
+    for wrong in (offsets, array("q", offsets)):
+        with pytest.raises(ValueError, match=f"offset {i} is negative: {bad}$"):
+            column(wrong)
 
 
 @pytest.mark.parametrize("bad", [1 << 63, -(1 << 63) - 1, 1 << 200])
@@ -131,6 +133,7 @@ def test_stretches_tell_where_each_is(
     """In order, whatever their lengths, and again from anywhere."""
     pieces, expected = pieces_of(shape, lengths)
     assert pieces.total == sum(length for _, length in expected)
+    assert (pieces.nbytes is None) == (shape != "equal")
 
     def told(first: int, n: int) -> list[tuple[int, int]]:
         addresses, column = pieces.stretch(first, n)
@@ -151,13 +154,24 @@ def test_stretches_tell_where_each_is(
 
 
 def test_stretches_of_like_lengths_go_on_from_each_other() -> None:
-    """Each is made of the one before, however much further it begins."""
+    """Each is made of the one before, however much further it begins, and back."""
     pieces = Pieces(range(100), None, 3, reading=True)
-    first = 0
-    for n in (5, 6, 8, 8, 7, 5, 5, 6):
+    sizes = (5, 6, 8, 8, 7, 5, 5, 6)
+    told = list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+    told += [(first, 6) for first in (0, 5, 11, 27, 3, 13, 13, 1, 2, 40)]
+    for first, n in told:
         addresses, _ = pieces.stretch(first, n)
         assert addresses.tolist() == [pieces.address + 3 * i for i in range(first, first + n)]
-        first += n
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+def test_stretches_of_one(part: bool, begun: int) -> None:
+    pieces = Pieces(range(9), None, 3, reading=True)
+    if part:
+        pieces = pieces.part(2, 7)
+    for i in range(begun, 7):
+        assert pieces.stretch(i, 1)[0].tolist() == [pieces.address + 3 * i]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -213,8 +227,20 @@ def test_any_buffers_can_be_written_from(buffers: Any) -> None:
     if buffers:
         addresses, lengths = pieces.stretch(0, len(buffers))
         assert lengths is not None
+        assert addresses.format == lengths.format == "q"
         for address, length, buffer in zip(addresses, lengths, buffers, strict=True):
             assert ctypes.string_at(address, length) == bytes(buffer)
+
+
+@pytest.mark.parametrize("buffer", [*BUFFERS, memoryview(bytearray(12)).cast("b", (3, 4))])
+def test_views_are_bytes_of_any_buffer(buffer: Any) -> None:
+    nbytes = memoryview(buffer).nbytes
+    scattered = Pieces([0, 1], [b"before", buffer], reading=False).part(0, 2)
+    packed = Pieces([0, 1], buffer, lengths=[0, nbytes], reading=False).part(0, 2)
+    for pieces in (scattered, packed):
+        view = pieces.view(1)
+        assert (view.format, view.shape) == ("B", (nbytes,))
+        assert view == memoryview(buffer).tobytes()
 
 
 def test_buffers_are_pinned() -> None:
@@ -260,17 +286,34 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "operation 1 has no length",
     ),
+    (
+        {"memory": [bytearray(4), bytearray(3)], "lengths": [4, -3]},
+        ValueError,
+        "length 1 is negative: -3",
+    ),
     # What is no length, or no memory.
     ({"memory": bytearray(4), "lengths": [5, -1]}, ValueError, "length 1 is negative: -1"),
     ({"memory": None, "lengths": [1 << 63, 0]}, ValueError, "lengths .* beyond"),
+    ({"memory": None, "lengths": [1 << 64, 0]}, ValueError, "lengths .* beyond"),
     ({"memory": None, "lengths": [0, 0x7FFFF001]}, ValueError, "operation 1 is of 2147479553"),
+    ({"memory": None, "lengths": [0x7FFFF000, 0x7FFFF001]}, ValueError, "operation 1 is of"),
     ({"memory": None, "lengths": [0.5, 1]}, TypeError, "float"),
     ({"memory": None, "lengths": 4}, TypeError, "int"),
     ({"memory": None, "nbytes": 4.0}, TypeError, "float"),
     ({"memory": None, "nbytes": None, "lengths": array("i", [1, 1])}, TypeError, "of lengths"),
-    ({"memory": bytearray(8), "lengths": [4, 3]}, ValueError, "need 7 bytes of memory, not 8"),
+    (
+        {"memory": bytearray(8), "lengths": [4, 3]},
+        ValueError,
+        "^2 operations need 7 bytes of memory, not 8",
+    ),
+    (
+        {"memory": bytearray(9), "nbytes": 4},
+        ValueError,
+        "^2 operations of 4 bytes need 8 bytes of memory, not 9",
+    ),
     ({"memory": b"12345678", "nbytes": 4}, TypeError, "read-only"),
     ({"memory": [bytearray(4), b"123"]}, TypeError, "buffer 1: .*read-only"),
+    ({"memory": [b"1234", b"123"]}, TypeError, "buffer 0: .*read-only"),
     ({"memory": [bytearray(4), 7]}, TypeError, "buffer 1: a buffer is needed"),
     ({"memory": [bytearray(4), memoryview(bytearray(8))[::2]]}, TypeError, "buffer 1: .*contig"),
     ({"memory": "text", "nbytes": 2}, TypeError, "a buffer is needed"),
@@ -296,6 +339,24 @@ def test_what_is_said_twice_may_agree() -> None:
     assert Pieces([], [], 4, lengths=[], reading=True).total == 0
 
 
+@pytest.mark.parametrize("bad", [0, 9_000, 19_999])
+def test_of_many_the_first_that_does_not_agree_is_named(bad: int) -> None:
+    lengths = array("q", [1]) * 20_000
+    offsets = range(len(lengths))
+    assert Pieces(offsets, None, 1, lengths=lengths, reading=True).total == 20_000
+    lengths[bad] = lengths[-1] = 2
+    with pytest.raises(ValueError, match=f"operation {bad} is of 2 bytes, and nbytes is 1"):
+        Pieces(offsets, None, 1, lengths=lengths, reading=True)
+
+
+def test_the_longest_that_the_kernel_takes(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("w+b") as file:
+        file.truncate(MAX_RW_COUNT)
+        pages = mmap.mmap(file.fileno(), 0)
+    assert Pieces([0], pages, lengths=[MAX_RW_COUNT], reading=True).total == MAX_RW_COUNT
+    assert Pieces([0], pages, MAX_RW_COUNT, reading=True).total == MAX_RW_COUNT
+
+
 def test_lengths_of_nothing() -> None:
     pieces = Pieces([5, 6], None, lengths=[0, 0], reading=True)
     assert pieces.total == 0
@@ -305,7 +366,8 @@ def test_lengths_of_nothing() -> None:
 
 def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
     """An address beyond the memory is not made, whatever the caller does to the buffer."""
-    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2]):
+    beyond = [0, -(1 << 62), 1], [(1 << 63) - 1] * 3
+    for changed in ([2, 9, 4], [2, -3, 4], [9, 3, 4], [2, -3, 10], [12, -5, 2], *beyond):
         for n in (1, 3):
             lengths = array("q", [2, 3, 4])
             pieces = Pieces(range(3), None, lengths=lengths, reading=True)
@@ -315,11 +377,13 @@ def test_lengths_that_change_meanwhile_write_nowhere_else() -> None:
 
 
 def test_the_first_negative_one_is_named() -> None:
-    offsets = array("q", range(20_000))
-    offsets[9_000] = offsets[15_000] = -7
-    for wrong in (offsets, offsets.tolist()):
-        with pytest.raises(ValueError, match="offset 9000 is negative: -7"):
-            column(wrong)
+    for bad in (9_000, 19_999):
+        # Where 0 comes before it, too.
+        offsets = array("q", [0, 1]) * 10_000
+        offsets[bad] = offsets[-1] = -7
+        for wrong in (offsets, offsets.tolist()):
+            with pytest.raises(ValueError, match=f"offset {bad} is negative: -7"):
+                column(wrong)
 
 
 def test_offsets_that_need_all_of_63_bits() -> None:
@@ -334,6 +398,13 @@ def test_more_operations_than_there_are_indexes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too many"):
         column(pages)
     assert len(column(pages[:100_000])) == 100_000
+
+
+def test_as_many_operations_as_there_are_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_OPERATIONS", 3)
+    assert len(column(range(3))) == 3
+    with pytest.raises(ValueError, match="4 operations are too many"):
+        column(range(4))
 
 
 # -- what is raised --------------------------------------------------------------------------------
