@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import weakref
 from _thread import RLock
+from _weakref import ref  # all of `weakref` takes a millisecond to import
 from functools import partial
 from operator import index
 
@@ -83,6 +83,8 @@ class IOContext(Reaping, BulkCalls):
 
         Source: io_setup(2), eventfd(2); Linux 2.6.22.
         """
+        from weakref import finalize  # noqa: PLC0415 - only for who has a context
+
         nr_events, max_batch, max_pending = map(index, (nr_events, max_batch, max_pending))
         for name, limit in (
             ("nr_events", nr_events),
@@ -95,7 +97,7 @@ class IOContext(Reaping, BulkCalls):
             raise ValueError(f"nr_events is a 32-bit number, not {nr_events}")
         syscalls.numbers()
         kernel = Kernel()
-        self._finalizer = weakref.finalize(self, kernel.finalize)
+        self._finalizer = finalize(self, kernel.finalize)
         kernel.open(nr_events)
         slab = IocbSlab(min(nr_events, _MAX_OFFER), kernel.eventfd)
         kernel.queue = queue = SubmissionQueue(
@@ -109,7 +111,7 @@ class IOContext(Reaping, BulkCalls):
         Reaping.__init__(self, kernel, queue, force_syscalls=force_syscalls, polling=polling)
         BulkCalls.__init__(self)
         self._closing = RLock()
-        _live[id(self)] = weakref.ref(self, partial(_forget, id(self)))
+        _live[id(self)] = ref(self, partial(_forget, id(self)))
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ def _snapshot(completions: deque[Completion]) -> list[Completion]:
 
 # -- fork ---------------------------------------------------------------------------------------
 
-_live: Final[dict[int, weakref.ref[IOContext]]] = {}
+_live: Final[dict[int, ref[IOContext]]] = {}
 
 
 def _forget(key: int, reference: object) -> None:

@@ -17,7 +17,6 @@ short puts its list into `_ready`, for the next one.
 from __future__ import annotations
 
 import errno
-import select
 import sys
 import time
 from _thread import get_ident
@@ -33,6 +32,7 @@ from .unraisable import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import select
     from collections.abc import Callable
     from typing import Final
 
@@ -496,8 +496,7 @@ class Reaping:
         try:
             poller = self._pollers.pop()
         except IndexError:
-            poller = select.poll()
-            poller.register(self._kernel.eventfd, select.POLLIN)
+            poller = _poller(self._kernel.eventfd)
         wait_ms = _LONGEST_WAIT_MS
         if timeout is not None:
             wait_ms = -int(-min(timeout * 1000, _LONGEST_WAIT_MS) // 1)  # rounded up
@@ -512,6 +511,14 @@ class Reaping:
             self._fetching = False
             while self._queue.lock._is_owned():
                 self._queue.lock.release()
+
+
+def _poller(fd: int) -> select.poll:
+    import select  # noqa: PLC0415 - only for who sleeps
+
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return poller
 
 
 def _call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from _weakref import ref  # all of `weakref` takes a millisecond to import
 
 __all__ = ["report"]
 
@@ -28,7 +28,7 @@ def report(error: Exception, source: object) -> None:
     # The hook's argument cannot be made by Python code; an exception in a weakref's callback is
     # passed to the hook by the interpreter.
     target = _Target()
-    reference = weakref.ref(target, _Raiser(error, source))
+    reference = ref(target, _Raiser(error, source))
     del target, reference
 
 

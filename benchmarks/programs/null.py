@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import rawaio
 
@@ -113,7 +113,7 @@ def bulk(context: rawaio.IOContext, job: Null, *, shape: str = "one size") -> No
     memory = rawaio.aligned_buffer(n * nbytes)
     many: Callable[..., object] = context.pwrite_many if job.writes else context.pread_many
     where = "data" if job.writes else "out"
-    sizes: dict[str, dict[str, object]] = {
+    sizes: dict[str, dict[str, Any]] = {
         "one size": {where: memory, "nbytes": nbytes},
         "lengths": {where: memory, "lengths": array("q", [nbytes]) * n},
         "buffers": {where: [memory[i : i + nbytes] for i in offsets]},
