@@ -26,7 +26,7 @@ __all__ = ["IocbSlab"]
 
 _POLL: Final = Opcode.POLL
 # From how many requests on a column is cheaper than a store for each.
-_FEW: Final = 8
+_FEW: Final = 4
 
 
 @cache
