@@ -52,6 +52,7 @@ class Budget:
 
 _NULL_SINGLE: Final = ("rawaio/batch/*", "rawaio/plugged/*", "rawaio/window/*")
 _NULL_BESIDE: Final = ("rawaio/batch+offset/ring", "rawaio/plugged+offset/ring")
+_BULK_BESIDE: Final = ("rawaio/bulk, lengths/ring", "rawaio/bulk, buffers/ring")
 _FIO: Final = ("fio libaio/*",)
 _DIRECT: Final = ("rawaio/*",)
 _LOOP_DEPTH: Final = 128  # what File.pread_many has
@@ -67,7 +68,7 @@ def _null(row: str, names: tuple[str, ...], budget: float, aim: float) -> Budget
         Side("read 512", _FIO),
         budget,
         aim,
-        beside=_NULL_BESIDE if names == _NULL_SINGLE else (),
+        beside=_NULL_BESIDE if names == _NULL_SINGLE else _BULK_BESIDE,
     )
 
 

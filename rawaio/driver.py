@@ -33,11 +33,12 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._uninterrupted import uninterrupted
-from .context import IOContext, report
+from .context import IOContext
 from .errors import ClosedError, ForkedError, RawAIOError
 from .operation import Call, Operation, Phase, Waiter
 from .queue import MAX_PASSES
 from .request import Completion, Request, State
+from .unraisable import report
 from .workers import MAX_THREADS, Workers
 
 if TYPE_CHECKING:

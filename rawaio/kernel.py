@@ -194,11 +194,12 @@ class Kernel:
 class Submitter:
     """The queue's way to the kernel."""
 
-    __slots__ = ("_calls", "_nr", "_slab")
+    __slots__ = ("_asked", "_calls", "_nr", "_slab")
 
     def __init__(self, ctx_id: int, slab: IocbSlab) -> None:
         self._slab = slab
         self._nr = ctypes.c_long(0)
+        self._asked = 0  # what it has; 0 while that is changed
         # io_submit, and what became of it: functions with their arguments.
         self._calls = (
             (
@@ -214,7 +215,11 @@ class Submitter:
     def submit(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
         """As `queue.Submit` says. Can block: in io_submit."""
         self._slab.fill(first_token, batch)
-        self._nr.value = len(batch)
+        n = len(batch)
+        if n != self._asked:
+            self._asked = 0
+            self._nr.value = n
+            self._asked = n
         # The return value and errno are kept before an exception can strike.
         outcome.extend(starmap(int_call, self._calls))
 

@@ -22,9 +22,8 @@ __all__ = ["Pin", "aligned_buffer", "contiguous", "pin_destination", "pin_source
 
 # A ctypes array of no items holds an export of a buffer of any length, and knows its address.
 _Anchor: Final[Any] = ctypes.c_char * 0
-# What one entry of the page tables maps, with 4 KiB pages; asking for it is never wrong.
+# Of x86_64, and of aarch64 with pages of 4 KiB; where huge pages are larger, it is asked in vain.
 _HUGE_PAGE: Final = 2 << 20
-_ADDRESSES: Final = 1 << 63
 
 
 if TYPE_CHECKING:
@@ -75,17 +74,15 @@ def aligned_buffer(nbytes: int, alignment: int = 4096) -> memoryview:
         raise ValueError(f"nbytes must not be negative, got {nbytes}")
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"alignment must be a power of two, got {alignment}")
-    huge = _HUGE_PAGE <= nbytes < _ADDRESSES - _HUGE_PAGE
-    place = max(alignment, _HUGE_PAGE) if huge else alignment
-    slack = max(place - mmap.PAGESIZE, 0)
-    if nbytes + slack >= _ADDRESSES:
+    slack = max(alignment - mmap.PAGESIZE, 0)
+    if nbytes + slack >= 1 << 63:
         raise ValueError(f"{nbytes} bytes aligned to {alignment} are more than an address space")
     # Private: with the default, a shared mapping, parent and forked child would share the bytes.
     pages = mmap.mmap(-1, max(nbytes + slack, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -ctypes.addressof(_Anchor.from_buffer(pages)) % place if slack else 0
-    if huge:
+    start = -ctypes.addressof(_Anchor.from_buffer(pages)) % alignment if slack else 0
+    if nbytes >= _HUGE_PAGE:
         try:
-            pages.madvise(mmap.MADV_HUGEPAGE, start, nbytes)
+            pages.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             pass  # a kernel without them, and nothing else changes
     return memoryview(pages)[start : start + nbytes]

@@ -308,7 +308,7 @@ class SubmissionQueue:
             in_flight[first] = request
             offered.append(request)  # from here on it is taken, and `_settle` knows of it
             taken = True
-            self._send(first, 1)
+            self._ask(first, 1)
             turn.release()
         except BaseException as error:
             self._recover(error)
@@ -356,7 +356,8 @@ class SubmissionQueue:
                 self.submitted, counted = self.submitted + n, True
                 offered.extend(feed)  # from here on they are taken, and `_settle` knows of them
                 in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
-            self._send(first, n)
+            if 0 < self._ask(first, n) < n:
+                self._due = True
             turn.release()
         except BaseException as error:
             self._recover(error)
@@ -379,13 +380,6 @@ class SubmissionQueue:
         self.turn.release()
         if self._due:
             self.flush()
-
-    def _send(self, first: int, n: int) -> None:
-        """Offer what has just been taken to the kernel; what it does not accept is pending then."""
-        gone = self._ask(first, n)
-        self.moved += gone
-        if 0 < gone < n:
-            self._due = True
 
     def _take(self, requests: Sequence[Request], n: int) -> None:
         if self._refusal is not None:
@@ -503,7 +497,6 @@ class SubmissionQueue:
             if gone == 0:
                 break
             left -= gone
-            self.moved += gone
 
     def _offer(self, limit: int) -> int:
         """Offer one batch of at most limit. How many are gone from pending; 0: it is no use."""
@@ -535,8 +528,11 @@ class SubmissionQueue:
             self._retry_s = 0.0
             offered.clear()
             outcome.clear()
+            self.moved += n
             return n
-        return self._settle()
+        gone = self._settle()
+        self.moved += gone
+        return gone
 
     def _settle(self) -> int:
         """Do what the kernel's answer to the last offer says. How many are gone from pending.

@@ -13,7 +13,6 @@ Laws:
 from __future__ import annotations
 
 import ctypes
-import select
 import struct
 from collections.abc import Sequence
 from enum import Enum, IntEnum
@@ -88,7 +87,8 @@ OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
 _MAX_OFFSET: Final = (1 << 63) - 1
 _MAX_FD: Final = (1 << 31) - 1
 _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
-_ALWAYS_POLLED: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
+# POLLERR, POLLHUP and POLLNVAL, the same everywhere. `select` is for who uses it.
+_ALWAYS_POLLED: Final = 0x8 | 0x10 | 0x20
 
 # Looked up once: to find a member in an Enum takes longer than all else that a hot path does.
 _POLL: Final = Opcode.POLL

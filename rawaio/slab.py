@@ -26,7 +26,7 @@ __all__ = ["IocbSlab"]
 
 _POLL: Final = Opcode.POLL
 # From how many requests on a column is cheaper than a store for each.
-_FEW: Final = 8
+_FEW: Final = 4
 
 
 @cache
@@ -51,9 +51,12 @@ class IocbSlab:
         "_addresses",
         "_block",
         "_bytes",
+        "_images",
+        "_offsets",
         "_own",
         "_pointer_block",
         "_pointers",
+        "_polls",
         "_resfd",
         "_words",
         "address",
@@ -74,6 +77,11 @@ class IocbSlab:
         self._pointer_block = (ctypes.c_uint64 * capacity)(*self._addresses)
         self._pointers = memoryview(self._pointer_block).cast("B").cast("Q")
         self._own: list[int] = []
+        # What the iocbs were made of, from the first on, and their offsets; None while that is
+        # changed, or is not known. The same requests often come again, and in the same batches.
+        self._images: list[bytes] | None = None
+        self._offsets: list[int] | None = None
+        self._polls = False
         self.address = ctypes.addressof(self._pointer_block)
 
     def fill(self, first_token: int, batch: Sequence[Request]) -> None:
@@ -84,27 +92,42 @@ class IocbSlab:
             for i in self._own:
                 self._pointers[i] = self._addresses[i]
             self._own.clear()
+        known = self._images
         if n == 1:
             request = batch[0]
-            self._bytes[:IMAGE_SIZE] = request._image
+            image = request._image
+            if not known or known[0] is not image:
+                self._images = self._offsets = None
+                self._bytes[:IMAGE_SIZE] = image
+                self._images = [image]
             words[0] = first_token
+            self._offsets = None
             words[5] = request._offset
             if request._opcode is _POLL:
                 self._fill_own(batch)
             return
-        images = self._resfd.join([r._image for r in batch])
-        self._bytes[: len(images)] = images
+        images = [r._image for r in batch]
+        offsets = [r._offset for r in batch]
+        if images != known:
+            self._images = self._offsets = None
+            joined = self._resfd.join(images)
+            self._bytes[: len(joined)] = joined
+            self._polls = _POLL in joined[OPCODE_BYTE::IOCB_SIZE]
+            self._images = images
         if n <= _FEW:
-            for i, request in enumerate(batch):
+            self._offsets = None
+            for i, offset in enumerate(offsets):
                 words[8 * i] = first_token + i
-                words[8 * i + 5] = request._offset
+                words[8 * i + 5] = offset
         else:
             ramp, ones = _ramp(n)
             tokens = (ramp + first_token * ones).to_bytes(8 * n, "little")
             words[0 : 8 * n : 8] = memoryview(tokens).cast("q")
-            offsets = _column(n).pack(*[r._offset for r in batch])
-            words[5 : 8 * n : 8] = memoryview(offsets).cast("q")
-        if _POLL in images[OPCODE_BYTE::IOCB_SIZE]:
+            if offsets != self._offsets:
+                self._offsets = None
+                words[5 : 8 * n : 8] = memoryview(_column(n).pack(*offsets)).cast("q")
+                self._offsets = offsets
+        if self._polls:
             self._fill_own(batch)
 
     def _fill_own(self, batch: Sequence[Request]) -> None:

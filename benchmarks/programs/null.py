@@ -7,7 +7,9 @@ the kernel. rawaio is measured in several ways of use, through the ring and thro
 - plugged: `with plugged():`, `submit(request)` one by one, `reap(min_nr=32)`;
 - window: `reap(min_nr=1)`, and what has completed is submitted again at once, one by one, plugged;
 - batch+offset, plugged+offset: the same, each request with a new offset;
-- bulk: `pread_many` or `pwrite_many`, many thousands a call, from one buffer.
+- bulk: `pread_many` or `pwrite_many`, many thousands a call, from one buffer;
+- bulk, lengths: the same, each operation with a length of its own;
+- bulk, buffers: the same, each operation with a buffer of its own.
 
 Another way is a function and a line in `RAWAIO`, and is measured from then on; its verdict is a row
 of `benchmarks.budgets`. What does many thousands a call has a name that begins with "bulk".
@@ -21,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import rawaio
 
@@ -105,15 +107,19 @@ def window(context: rawaio.IOContext, job: Null) -> None:
             raise short(completion.res, nbytes)
 
 
-def bulk(context: rawaio.IOContext, job: Null) -> None:
-    n = min(BULK, job.operations)
-    offsets = array("q", range(0, n * job.nbytes, job.nbytes))
-    memory = rawaio.aligned_buffer(n * job.nbytes)
+def bulk(context: rawaio.IOContext, job: Null, *, shape: str = "one size") -> None:
+    n, nbytes = min(BULK, job.operations), job.nbytes
+    offsets = array("q", range(0, n * nbytes, nbytes))
+    memory = rawaio.aligned_buffer(n * nbytes)
+    many: Callable[..., object] = context.pwrite_many if job.writes else context.pread_many
+    where = "data" if job.writes else "out"
+    sizes: dict[str, dict[str, Any]] = {
+        "one size": {where: memory, "nbytes": nbytes},
+        "lengths": {where: memory, "lengths": array("q", [nbytes]) * n},
+        "buffers": {where: [memory[i : i + nbytes] for i in offsets]},
+    }
     for _ in range(job.operations // n):
-        if job.writes:
-            context.pwrite_many(job.fd, offsets, memory, job.nbytes)
-        else:
-            context.pread_many(job.fd, offsets, job.nbytes, memory)
+        many(job.fd, offsets, **sizes[shape])
 
 
 def libaio_batch(job: Null, *, move: bool = False) -> None:
@@ -142,6 +148,8 @@ RAWAIO: Final[dict[str, Callable[[rawaio.IOContext, Null], None]]] = {
     "plugged+offset": partial(plugged, move=True),
     "window": window,
     "bulk": bulk,
+    "bulk, lengths": partial(bulk, shape="lengths"),
+    "bulk, buffers": partial(bulk, shape="buffers"),
 }
 LIBAIO: Final[dict[str, Callable[[Null], None]]] = {
     "batch": libaio_batch,

@@ -29,7 +29,7 @@ from tests.fuse_server import FuseServer
 _PACKAGE = str(Path(rawaio.__file__).parent)
 # More than a turn of the loop starts of one call.
 _MORE = 4 * 128 + 16
-_STRUCK = {"bulk.py", "many.py", "context.py"}
+_STRUCK = {"bulk.py", "bulkcalls.py", "many.py", "context.py", "reaping.py"}
 CONTENT = bytes(range(256)) * 64
 
 

@@ -473,7 +473,7 @@ def test_a_wait_goes_on_for_what_is_left_of_the_timeout(
         now[0] += 0.75
 
     with monkeypatch.context() as patch:
-        patch.setattr("rawaio.context.time.monotonic", lambda: now[0])
+        patch.setattr("rawaio.reaping.time.monotonic", lambda: now[0])
         patch.setattr(ctx, "_sleep", sleep)
         assert ctx.reap(min_nr=1, timeout=2) == []
         assert slept == [2, 1.25, 0.5]
@@ -491,7 +491,7 @@ def test_a_very_long_timeout(ctx: rawaio.IOContext, pipe: Pipe, timeout: float) 
 def test_a_wait_longer_than_poll_can_take_is_made_of_several(
     monkeypatch: pytest.MonkeyPatch, ctx: rawaio.IOContext, pipe: Pipe
 ) -> None:
-    monkeypatch.setattr("rawaio.context._LONGEST_WAIT_MS", 1)
+    monkeypatch.setattr("rawaio.reaping._LONGEST_WAIT_MS", 1)
     ctx.submit(pipe.poll())
     left = iter([None, None])
 

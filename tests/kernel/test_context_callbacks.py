@@ -9,8 +9,7 @@ from functools import partial
 import pytest
 
 import rawaio
-from rawaio import Completion, Request
-from rawaio import context as context_module
+from rawaio import Completion, Request, reaping
 from tests.context_support import (
     LIMIT_S,
     Pipe,
@@ -524,8 +523,8 @@ def test_what_an_interrupted_reap_keeps_for_the_next_one_is_still_under_way(
 
     with monkeypatch.context() as patch:
         for name in ("complete", "complete_one"):
-            mark = getattr(context_module, name)
-            patch.setattr(context_module, name, partial(interrupted, mark))
+            mark = getattr(reaping, name)
+            patch.setattr(reaping, name, partial(interrupted, mark))
         with pytest.raises(KeyboardInterrupt):
             ctx.reap(min_nr=2)
     assert [request.state for request in submitted] == [rawaio.State.IN_FLIGHT] * 2

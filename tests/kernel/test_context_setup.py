@@ -104,12 +104,20 @@ def _fail(*_: object, **__: object) -> object:
     raise MemoryError
 
 
-@pytest.mark.parametrize("part", ["IocbSlab", "SubmissionQueue", "SyscallEvents", "CompletionRing"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "context.IocbSlab",
+        "context.SubmissionQueue",
+        "reaping.SyscallEvents",
+        "reaping.CompletionRing",
+    ],
+)
 @pytest.mark.usefixtures("leaves_nothing")
 def test_whatever_fails_after_io_setup_gives_it_back(
     monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr(f"rawaio.context.{part}", _fail)
+    monkeypatch.setattr(f"rawaio.{part}", _fail)
     with pytest.warns(ResourceWarning, match="unclosed"), pytest.raises(MemoryError):
         rawaio.IOContext()
 

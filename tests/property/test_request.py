@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from array import array
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +16,9 @@ from rawaio import BusyError, Completion, Opcode, Request, State, aligned_buffer
 from rawaio.lifecycle import admit, complete_one, offer
 from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 NO_DEADLINE = settings(deadline=None)  # an emulated machine is slow, not wrong
 
@@ -171,6 +175,89 @@ def test_the_iocbs_of_every_batch(rounds: list[tuple[list[Model], int, int]]) ->
         ]
     slab.fill(1, [Request.fsync(0)])
     assert pointers_of(slab) == places
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 11), st.sampled_from(["offset", "rw_flags"]), st.integers(0, 2)),
+    max_size=3,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(models(), min_size=12, max_size=12),
+    st.lists(
+        st.tuples(CHANGES, st.sampled_from([1, 2, 8, 9, 11, 12]), st.booleans(), TOKENS),
+        min_size=2,
+        max_size=8,
+    ),
+)
+def test_requests_that_come_again(
+    kinds: list[Model], rounds: list[tuple[list[tuple[int, str, int]], int, bool, int]]
+) -> None:
+    """In the same batches and in others, some of them changed since."""
+    slab = IocbSlab(CAPACITY, RESFD)
+    batch = [(model, model.request()) for model in kinds]
+    for changes, n, reverse, token in rounds:
+        for i, name, value in changes:
+            model, request = batch[i]
+            if model.opcode in {Opcode.PREAD, Opcode.PWRITE, Opcode.PREADV, Opcode.PWRITEV}:
+                setattr(model, name, value)
+                setattr(request, name, value)
+        there = batch[:n][:: -1 if reverse else 1]
+        admit(iter([request for _, request in there]), {})
+        check_fill(slab, token, there)
+        offer([request for _, request in there])
+        for _, request in there:
+            complete_one(request)
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+@pytest.mark.parametrize("before", [1, 2, 12])
+def test_a_fill_that_is_struck_leaves_no_wrong_memory(before: int, n: int) -> None:
+    """Whatever line an exception from outside strikes at, the next batch is right."""
+    kinds = [Model(Opcode.PWRITE, i, [aligned_buffer(64)], 512 * i) for i in range(24)]
+    batch = [(model, model.request()) for model in kinds]
+    first, other = batch[:before], batch[12 : 12 + n]
+    moved = [(replace(model, offset=7), replace(model, offset=7).request()) for model, _ in first]
+    for struck in (other, moved):
+        at = 0
+        while strikes_at(at, IocbSlab(CAPACITY, RESFD), first, struck):
+            at += 1
+        assert at > 5
+
+
+def strikes_at(
+    at: int,
+    slab: IocbSlab,
+    first: list[tuple[Model, Request]],
+    struck: list[tuple[Model, Request]],
+) -> bool:
+    """Fill, fill and be struck before the at-th line, and fill again; False: it has fewer lines."""
+    check_fill(slab, 5, first)
+    left = at
+
+    def strike(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code is not IocbSlab.fill.__code__:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return strike
+
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        slab.fill(70, [request for _, request in struck])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    for batch in (first, struck, first):
+        check_fill(slab, 99, batch)
+    return left < 0
 
 
 @pytest.mark.parametrize("n", range(1, CAPACITY + 1))

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import random
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -284,7 +285,7 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
 
 def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pause is for a kernel that is short of something, and only when nothing comes back."""
-    monkeypatch.delattr(bulk.time, "sleep")
+    monkeypatch.delattr(time, "sleep")
     count = 100
     kernel = AtOnce(0, dict.fromkeys(range(count), -errno.EBADF), set())
     pieces = Pieces(range(count), bytearray(count), 1, reading=True)

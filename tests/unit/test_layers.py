@@ -25,6 +25,7 @@ PACKAGE = "rawaio"
 ORDER = {
     "errors": 0,
     "_uninterrupted": 0,
+    "unraisable": 0,
     "protocols": 0,
     "syscalls": 0,
     "memory": 0,
@@ -40,6 +41,8 @@ ORDER = {
     "kernel": 2,
     "pieces": 2,
     "bulk": 2,
+    "bulkcalls": 2,
+    "reaping": 2,
     "context": 2,
     "rangelock": 2,
     "workers": 2,
