@@ -212,6 +212,8 @@ BUFFERS: list[Any] = [
     memoryview(array("d", [1.0])),
     b"",
     bytearray(),
+    array("d"),
+    (ctypes.c_short * 2 * 0)(),
     memoryview(b"abcdef").cast("B", (2, 3)),
 ]
 
