@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -17,6 +17,8 @@ import rawaio
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterator
 
+    from rawaio.polling import PollingRule
+
     _T = TypeVar("_T")
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "drop_cache",
     "expected",
     "make_file",
+    "polling_rule",
     "random_offsets",
     "run_in_loop",
     "share",
@@ -106,6 +109,13 @@ def share(offsets: list[int], operations: int, workers: int) -> list[Iterator[in
     ]
 
 
+def polling_rule() -> PollingRule:
+    """Whose ceiling is above what a virtual disk takes: beyond it nothing is polled for."""
+    from rawaio.polling import PollingParameters, WeightedRule
+
+    return WeightedRule(PollingParameters(max_ns=200_000))
+
+
 def run_in_loop(main: Callable[[], Coroutine[object, object, _T]], loop: str) -> _T:
     """`asyncio.run` on one of `LOOPS`, or on rawaio's "polling" loop."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -116,6 +126,6 @@ def run_in_loop(main: Callable[[], Coroutine[object, object, _T]], loop: str) ->
     elif loop == "polling":
         from rawaio.loops.polling import polling_loop
 
-        factory = polling_loop
+        factory = partial(polling_loop, polling_rule())
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main())

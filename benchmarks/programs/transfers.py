@@ -1,7 +1,7 @@
 """Reads and writes of one file, so many at a time, for so many seconds.
 
 - IOContext: a window of requests; what has completed is submitted again at once, as a batch;
-- IOContext, polling: the same, looking for completions for a while before sleeping;
+- IOContext, polling: the same, looking for completions for up to 200 us before sleeping;
 - IOContext, bulk: IOContext.pread_many and pwrite_many, again and again, with as few system calls
   as there may be;
 - IOContext, bulk, portions: the same, submitted an eighth of the depth at a time;
@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, Final
 import rawaio
 from benchmarks import files
 from benchmarks.programs.watch import Watch
-from rawaio.polling import WeightedRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -149,7 +148,7 @@ def context_window(job: Job, watch: Watch, *, rule: PollingRule | None = None) -
 
 
 def context_polling(job: Job, watch: Watch) -> None:
-    context_window(job, watch, rule=WeightedRule())
+    context_window(job, watch, rule=files.polling_rule())
 
 
 def context_bulk(job: Job, watch: Watch, *, parts: int = 1) -> None:
