@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from operator import index
@@ -45,7 +46,7 @@ PIECE: Final = 1 << 20
 # As far as the page cache may treat pages as one: a folio.
 FOLIO: Final = 1 << 21
 # Reads of up to this many bytes have their buffer kept for the next one, in all up to the second
-# number a file.
+# number a file; and those of a stream while it lasts.
 _SLOT: Final = 1 << 17
 _SLOTS: Final = 1 << 21
 
@@ -112,6 +113,8 @@ class Handle:
         self._twin: Descriptor | None = None
         self._slots: dict[int, list[Slot]] = {}
         self._slots_free = _SLOTS
+        # By size, how many buffers the streams have that there are.
+        self._reserved: Counter[int] = Counter()
         direct = found.geometry is not None
         #: Alignments; 1 where there is none.
         self.memory_alignment = found.geometry.memory_alignment if found.geometry else 1
@@ -239,19 +242,38 @@ class Handle:
     def give_slot(self, slot: Slot) -> None:
         """Keep a buffer for the next operation, unless there are enough."""
         nbytes = slot.nbytes
-        if nbytes <= self._slots_free and nbytes <= _SLOT and not self._closing:
+        if (
+            nbytes <= self._slots_free
+            and (nbytes <= _SLOT or nbytes in self._reserved)
+            and not self._closing
+        ):
             self._slots_free -= nbytes
             try:
                 self._slots[nbytes].append(slot)
             except KeyError:
                 self._slots[nbytes] = [slot]
 
+    def reserve_slots(self, nbytes: int, n: int) -> None:
+        """Keep so many buffers more, and of any size, until `release_slots`."""
+        self._reserved[nbytes] += n
+        self._slots_free += nbytes * n
+
+    def release_slots(self, nbytes: int, n: int) -> None:
+        """Keep no more than without them."""
+        self._reserved -= Counter({nbytes: n})
+        self._slots_free -= nbytes * n
+        if nbytes not in self._reserved or self._slots_free < 0:
+            self._drop_slots()
+
+    def _drop_slots(self) -> None:
+        self._slots.clear()
+        self._slots_free = _SLOTS + sum(nbytes * n for nbytes, n in self._reserved.items())
+
     def no_nowait(self) -> None:
         """The file system turned out not to know RWF_NOWAIT."""
         self.nowait_flag = 0
         self.offloads = True
-        self._slots.clear()
-        self._slots_free = _SLOTS
+        self._drop_slots()
 
     def _disown(self) -> list[Descriptor]:
         """What there is to close, when nothing is under way; nothing new is."""

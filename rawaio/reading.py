@@ -278,6 +278,9 @@ class Reading(Handle):
         self, offset: int, stop: int, chunk_size: int, depth: int
     ) -> AsyncGenerator[bytes, None]:
         ahead: deque[tuple[BouncedRead | FileCall, int]] = deque()
+        size = -(-((offset & ~self.mask) + min(chunk_size, stop - offset)) & self.mask)
+        slots = depth if self._geometry is not None else 0
+        self.reserve_slots(size, slots)
         try:
             while True:
                 while offset < stop and len(ahead) < depth:
@@ -301,5 +304,6 @@ class Reading(Handle):
                 if len(chunk) < n:
                     return
         finally:
+            self.release_slots(size, slots)
             for operation, _ in ahead:
                 self.driver.abandon(operation)

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 import rawaio
-from rawaio import File, Request
+from rawaio import File, Request, handle
 from rawaio.driver import Driver
+from rawaio.handle import _SLOTS
 from rawaio.loops.asyncio import AsyncioDriver
 from rawaio.queue import MAX_PASSES
 from rawaio.request import Completion
-from rawaio.transfer import BouncedRead, Patience
+from rawaio.transfer import BouncedRead, Patience, Slot
 from rawaio.workers import MAX_THREADS
 from tests.driver_support import check_at_rest, gated, run, skip_unless_direct, turns, until
 
@@ -123,6 +124,99 @@ def _dispatch_refused(file: File) -> None:
     driver._arrived.clear()
     driver._arrived.extend(refused)
     Driver._dispatch(driver)
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of each buffer that files make."""
+    made: list[int] = []
+
+    def make(file: File, nbytes: int) -> Slot:
+        made.append(nbytes)
+        return Slot(file, nbytes)
+
+    monkeypatch.setattr(handle, "Slot", make)
+    return made
+
+
+_CHUNK = 1 << 18  # more than what is kept for other reads
+
+
+@pytest.fixture
+def chunks(path: Path) -> list[bytes]:
+    """What the file consists of."""
+    data = [bytes([i]) * _CHUNK for i in range(24)]
+    with path.open("wb") as file:
+        file.writelines(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return data
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_stream_has_its_buffers_while_it_lasts(
+    path: Path, chunks: list[bytes], slots: list[int], start: int
+) -> None:
+    async def main() -> None:
+        async with rawaio.open(path) as file:
+            stream = file.stream(start, chunk_size=_CHUNK, depth=3)
+            assert b"".join([chunk async for chunk in stream]) == b"".join(chunks)[start:]
+            # The last chunk of an unaligned stream is shorter.
+            assert len(slots) <= 3 + start
+            assert not file._slots
+            await check_at_rest(file)
+
+    run(main())
+
+
+def test_streams_have_their_buffers_one_beside_another(
+    path: Path, chunks: list[bytes], slots: list[int]
+) -> None:
+    async def main() -> None:
+        async with rawaio.open(path) as file:
+            long = file.stream(chunk_size=_CHUNK, depth=2)
+            assert await anext(long) == chunks[0]
+            short = file.stream(0, 4 * _CHUNK, chunk_size=_CHUNK, depth=2)
+            assert [chunk async for chunk in short] == chunks[:4]
+            broken = file.stream(chunk_size=_CHUNK, depth=2)
+            assert await anext(broken) == chunks[0]
+            await broken.aclose()
+            assert [chunk async for chunk in long] == chunks[1:]
+            assert len(slots) <= 6
+            await until(lambda: not file.statistics().under_way)
+            assert not file._slots
+            await check_at_rest(file)
+
+    run(main())
+
+
+def test_the_room_of_a_stream_is_taken_back(
+    path: Path, chunks: list[bytes], slots: list[int]
+) -> None:
+    """Also when others have filled it meanwhile."""
+    nbytes, n = _CHUNK // 2, 24
+
+    async def main() -> None:
+        async with rawaio.open(path) as file:
+            file.reserve_slots(_CHUNK, 8)
+            with gated(file.driver) as gate:
+                gate.hold()
+                tasks = [asyncio.create_task(file.pread(nbytes, i * nbytes)) for i in range(n)]
+                await turns()
+                gate.release()
+                assert b"".join(await asyncio.gather(*tasks)) == b"".join(chunks[: n // 2])
+            assert slots.count(nbytes) == len(file._slots[nbytes]) == n
+            assert nbytes * n > _SLOTS
+            file.reserve_slots(_CHUNK, 1)
+            file.release_slots(_CHUNK, 8)
+            assert sum(map(len, file._slots.values())) == 0
+            assert file._slots_free == _SLOTS + _CHUNK
+            file.release_slots(_CHUNK, 1)
+            assert await file.pread(_CHUNK, 0) == chunks[0]
+            assert not file._slots
+            await check_at_rest(file)
+
+    run(main())
 
 
 def test_the_rest_waits_without_memory(path: Path, loop: asyncio.AbstractEventLoop) -> None:
