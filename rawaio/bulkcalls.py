@@ -193,5 +193,9 @@ class BulkCalls:
         return pieces.total if pieces.made is None else pieces.made
 
     def _close_lanes(self) -> None:
-        while self._lanes:
-            self._lanes.pop().close()
+        while True:
+            try:
+                lane = self._lanes.pop()
+            except IndexError:  # maybe another thread has just closed it
+                return
+            lane.close()

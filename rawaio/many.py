@@ -81,8 +81,9 @@ class BulkOperation(Operation):
     def step(self) -> bool:
         """Collect and submit; whether it is over. To be called when the lane's eventfd is set."""
         lane, job = self.lane, self.job
-        collected = lane.collect() if job.next != job.finished else 0
-        submitted = 0
+        if job.next != job.finished:
+            lane.collect()  # what the eventfd told of, which was reset since
+        collected = submitted = 0
         for _ in range(_TURN_WINDOWS):
             n = lane.submit(self.most - submitted)
             if not n:
@@ -97,7 +98,8 @@ class BulkOperation(Operation):
             self.finish(None)
             return True
         if not job.in_flight and not collected:
-            # All were refused at once; or EAGAIN: the kernel is short of what nobody gives back.
+            # Nothing will set the eventfd. All were refused at once; or EAGAIN: the kernel is short
+            # of what nobody gives back.
             self.wakes = 0 if submitted else _RETRY_S
         return False
 

@@ -304,6 +304,6 @@ class Reading(Handle):
                 if len(chunk) < n:
                     return
         finally:
-            self.release_slots(size, slots)
             for operation, _ in ahead:
                 self.driver.abandon(operation)
+            self.release_slots(size, slots)

@@ -720,6 +720,44 @@ def lane_of(file: rawaio.File) -> BulkLane:
     return lane
 
 
+def test_files_when_the_kernel_is_short_behind_a_look(
+    path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EAGAIN when the eventfd has told of all that was in flight: it will tell of nothing more."""
+    collect, reset = BulkLane.collect, BulkLane.reset
+    looked: list[_Refuses] = []
+
+    def late(lane: BulkLane) -> int:
+        return collect(lane) if looked else 0  # a device that takes its time
+
+    def reset_and_refuse(lane: BulkLane) -> None:
+        if not looked:
+            looked.append(_Refuses(lane, errno.EAGAIN, 1))
+        reset(lane)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            await f.pread_many([0], 1)
+            monkeypatch.setattr(BulkLane, "collect", late)
+            monkeypatch.setattr(BulkLane, "reset", reset_and_refuse)
+            assert await f.pread_many(range(300), 1) == content[:300]
+            assert not looked[0].left
+
+    asyncio.run(main())
+
+
+def test_lanes_that_another_thread_closes_meanwhile(fd: int) -> None:
+    class Lanes(list[BulkLane]):
+        """There seems to be one, and then it is gone."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    with rawaio.IOContext(1) as context:
+        context.pread_many(fd, [0], 1)
+        context._lanes = Lanes(context._lanes)
+
+
 def test_files_when_the_kernel_is_short_of_memory(path: Path, content: bytes) -> None:
     """EAGAIN with nothing in flight: nobody gives anything back, and it is tried again."""
 
