@@ -6,6 +6,8 @@ import ctypes
 import mmap
 import os
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,39 @@ Event = tuple[int, int, int, int]  # data, obj, res, res2
 def address_of(buffer: Any) -> int:
     """Where the bytes of a writable buffer of one byte at least are."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class Interruption(BaseException):
+    """In place of KeyboardInterrupt."""
+
+
+def interrupted_at(step: int, module: str | None, call: Callable[[], object]) -> bool:
+    """Make a call, with an exception from outside before the step-th bytecode of a module's code.
+
+    module: its file. True if the exception struck; False: there are fewer bytecodes.
+    """
+    left = step
+
+    def trace(frame: Any, what: str, argument: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != module:
+            return None
+        frame.f_trace_opcodes = True
+        if what == "opcode":
+            left -= 1
+            if left < 0:
+                raise Interruption
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Interruption:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 class Mapping(NamedTuple):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from array import array
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rawaio import BusyError, Completion, Opcode, Request, State, aligned_buffer
+from rawaio import slab as slab_module
 from rawaio.lifecycle import admit, complete_one, offer
 from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
-
-if TYPE_CHECKING:
-    from types import FrameType
+from tests.support import interrupted_at
 
 NO_DEADLINE = settings(deadline=None)  # an emulated machine is slow, not wrong
 
@@ -215,49 +214,24 @@ def test_requests_that_come_again(
 @pytest.mark.parametrize("n", [1, 2, 12])
 @pytest.mark.parametrize("before", [1, 2, 12])
 def test_a_fill_that_is_struck_leaves_no_wrong_memory(before: int, n: int) -> None:
-    """Whatever line an exception from outside strikes at, the next batch is right."""
+    """Wherever an exception from outside strikes, the next batch is right."""
     kinds = [Model(Opcode.PWRITE, i, [aligned_buffer(64)], 512 * i) for i in range(24)]
     batch = [(model, model.request()) for model in kinds]
     first, other = batch[:before], batch[12 : 12 + n]
     moved = [(replace(model, offset=7), replace(model, offset=7).request()) for model, _ in first]
     for struck in (other, moved):
-        at = 0
-        while strikes_at(at, IocbSlab(CAPACITY, RESFD), first, struck):
-            at += 1
-        assert at > 5
-
-
-def strikes_at(
-    at: int,
-    slab: IocbSlab,
-    first: list[tuple[Model, Request]],
-    struck: list[tuple[Model, Request]],
-) -> bool:
-    """Fill, fill and be struck before the at-th line, and fill again; False: it has fewer lines."""
-    check_fill(slab, 5, first)
-    left = at
-
-    def strike(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code is not IocbSlab.fill.__code__:
-            return None
-        if event == "line":
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-        return strike
-
-    before = sys.gettrace()
-    sys.settrace(strike)
-    try:
-        slab.fill(70, [request for _, request in struck])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    for batch in (first, struck, first):
-        check_fill(slab, 99, batch)
-    return left < 0
+        requests = [request for _, request in struck]
+        step = 0
+        interrupted = True
+        while interrupted:
+            slab = IocbSlab(12, RESFD)
+            check_fill(slab, 5, first)
+            fill = partial(slab.fill, 70, requests)
+            interrupted = interrupted_at(step, slab_module.__file__, fill)
+            for following in (first, struck, first):
+                check_fill(slab, 99, following)
+            step += 1
+        assert step > 20
 
 
 @pytest.mark.parametrize("n", range(1, CAPACITY + 1))

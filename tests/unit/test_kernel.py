@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import pytest
 
 from rawaio import Request, syscalls
+from rawaio import kernel as kernel_module
 from rawaio.kernel import Submitter
 from rawaio.slab import IocbSlab
-
-if TYPE_CHECKING:
-    from types import FrameType
+from tests.support import interrupted_at
 
 CTX = 0x7000_0000_0000
 
@@ -57,40 +56,16 @@ def test_as_many_are_submitted_as_there_are(calls: Calls) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(5, 2), (2, 5)])
 def test_a_number_that_was_struck_is_not_believed(calls: Calls, first: int, second: int) -> None:
-    """Whatever line an exception from outside strikes at."""
-    at = 0
-    while True:
+    """Wherever an exception from outside strikes."""
+    step = 0
+    interrupted = True
+    while interrupted:
         submitter = Submitter(CTX, IocbSlab(9, 3))
         submitted(submitter, first)
-        ended = struck(submitter, second, at)
+        interrupted = interrupted_at(
+            step, kernel_module.__file__, partial(submitted, submitter, second)
+        )
         for n in (first, second, first):
             assert submitted(submitter, n) == calls.made[-1][2] == n
-        if ended:
-            break
-        at += 1
-    assert at > 5
-
-
-def struck(submitter: Submitter, n: int, at: int) -> bool:
-    """Submit, and be struck before the at-th line; whether it has fewer."""
-    left = at
-
-    def strike(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code is not Submitter.submit.__code__:
-            return None
-        if event == "line":
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-        return strike
-
-    before = sys.gettrace()
-    sys.settrace(strike)
-    try:
-        submitted(submitter, n)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return left >= 0
+        step += 1
+    assert step > 20

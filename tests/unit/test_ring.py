@@ -8,7 +8,6 @@ import mmap
 import os
 import platform
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -26,7 +25,17 @@ from rawaio.ring import (
     choose_ordering,
     libatomic_fence,
 )
-from tests.support import EVENT_SIZE, HEAD, NR, PROT_NONE, PROT_READ, TAIL, Event, FakeRing
+from tests.support import (
+    EVENT_SIZE,
+    HEAD,
+    NR,
+    PROT_NONE,
+    PROT_READ,
+    TAIL,
+    Event,
+    FakeRing,
+    interrupted_at,
+)
 
 TSO = (Ordering.TSO, None)
 COUNTED = (Ordering.COUNTED, None)
@@ -984,36 +993,6 @@ def test_no_call_after_close(kernel: FakeGetevents) -> None:
     assert kernel.calls == 0
 
 
-class Interruption(BaseException):
-    """In place of KeyboardInterrupt."""
-
-
-def interrupted_at(step: int, call: Callable[[], object]) -> bool:
-    """Make a call, with an exception from outside before its step-th bytecode; True if it was."""
-    left = step
-
-    def trace(frame: Any, what: str, argument: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != ring_module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if what == "opcode":
-            left -= 1
-            if left < 0:
-                raise Interruption
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Interruption:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 def test_an_exception_from_outside_loses_no_event(kernel: FakeGetevents) -> None:
     events = [event(i) for i in range(5)]
     step = 0
@@ -1029,7 +1008,7 @@ def test_an_exception_from_outside_loses_no_event(kernel: FakeGetevents) -> None
                 seen += source.decode(n)
                 n = source.advance_and_peek(n)
 
-        interrupted = interrupted_at(step, drain)
+        interrupted = interrupted_at(step, ring_module.__file__, drain)
         for _ in events:
             drain()
         # One that is read twice is harmless: its token is not known any more.
@@ -1051,7 +1030,7 @@ def test_an_exception_from_outside_reads_an_event_twice_at_worst() -> None:
             fake.produce(event(i))
         ring.credit(3)
         assert ring.peek() == 3
-        interrupted = interrupted_at(step, partial(ring.commit, 2))
+        interrupted = interrupted_at(step, ring_module.__file__, partial(ring.commit, 2))
         assert fake.words[HEAD] in ((0, 2) if interrupted else (2,))
         assert ring.peek() + fake.words[HEAD] <= 3  # never more than was counted
         ring.credit(4)
