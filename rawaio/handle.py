@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from operator import index
@@ -113,8 +112,9 @@ class Handle:
         self._twin: Descriptor | None = None
         self._slots: dict[int, list[Slot]] = {}
         self._slots_free = _SLOTS
-        # By size, how many buffers the streams have that there are.
-        self._reserved: Counter[int] = Counter()
+        # How large the buffers of each stream are, and how many it has.
+        self._reserved: dict[object, tuple[int, int]] = {}
+        self._reserved_sizes: frozenset[int] = frozenset()
         direct = found.geometry is not None
         #: Alignments; 1 where there is none.
         self.memory_alignment = found.geometry.memory_alignment if found.geometry else 1
@@ -244,7 +244,7 @@ class Handle:
         nbytes = slot.nbytes
         if (
             nbytes <= self._slots_free
-            and (nbytes <= _SLOT or nbytes in self._reserved)
+            and (nbytes <= _SLOT or nbytes in self._reserved_sizes)
             and not self._closing
         ):
             self._slots_free -= nbytes
@@ -253,27 +253,34 @@ class Handle:
             except KeyError:
                 self._slots[nbytes] = [slot]
 
-    def reserve_slots(self, nbytes: int, n: int) -> None:
-        """Keep so many buffers more, and of any size, until `release_slots`."""
-        self._reserved[nbytes] += n
-        self._slots_free += nbytes * n
+    def reserve_slots(self, stream: object, nbytes: int, n: int) -> None:
+        """Keep so many buffers more, and of any size, until `release_slots` of the same stream."""
+        self._reserved[stream] = nbytes, n
+        self._count_slots()
 
-    def release_slots(self, nbytes: int, n: int) -> None:
-        """Keep no more than without them."""
-        self._reserved -= Counter({nbytes: n})
-        self._slots_free -= nbytes * n
-        if nbytes not in self._reserved or self._slots_free < 0:
-            self._drop_slots()
+    def release_slots(self, stream: object) -> None:
+        """Keep no more than without it; nothing changes when nothing is reserved."""
+        self._reserved.pop(stream, None)
+        self._count_slots()
 
-    def _drop_slots(self) -> None:
-        self._slots.clear()
-        self._slots_free = _SLOTS + sum(nbytes * n for nbytes, n in self._reserved.items())
+    def _count_slots(self) -> None:
+        """Make the limits anew, and drop what is beyond them."""
+        self._reserved_sizes = frozenset(nbytes for nbytes, _ in self._reserved.values())
+        for nbytes in [n for n in self._slots if n > _SLOT and n not in self._reserved_sizes]:
+            del self._slots[nbytes]
+        room = _SLOTS + sum(nbytes * n for nbytes, n in self._reserved.values())
+        kept = sum(nbytes * len(slots) for nbytes, slots in self._slots.items())
+        if kept > room:
+            self._slots.clear()
+            kept = 0
+        self._slots_free = room - kept
 
     def no_nowait(self) -> None:
         """The file system turned out not to know RWF_NOWAIT."""
         self.nowait_flag = 0
         self.offloads = True
-        self._drop_slots()
+        self._slots.clear()
+        self._count_slots()
 
     def _disown(self) -> list[Descriptor]:
         """What there is to close, when nothing is under way; nothing new is."""

@@ -279,9 +279,10 @@ class Reading(Handle):
     ) -> AsyncGenerator[bytes, None]:
         ahead: deque[tuple[BouncedRead | FileCall, int]] = deque()
         size = -(-((offset & ~self.mask) + min(chunk_size, stop - offset)) & self.mask)
-        slots = depth if self._geometry is not None else 0
-        self.reserve_slots(size, slots)
+        stream = object()
         try:
+            if self._geometry is not None:
+                self.reserve_slots(stream, size, depth)
             while True:
                 while offset < stop and len(ahead) < depth:
                     n = min(chunk_size, stop - offset)
@@ -306,4 +307,4 @@ class Reading(Handle):
         finally:
             for operation, _ in ahead:
                 self.driver.abandon(operation)
-            self.release_slots(size, slots)
+            self.release_slots(stream)

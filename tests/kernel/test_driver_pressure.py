@@ -22,6 +22,7 @@ from rawaio.request import Completion
 from rawaio.transfer import BouncedRead, Patience, Slot
 from rawaio.workers import MAX_THREADS
 from tests.driver_support import check_at_rest, gated, run, skip_unless_direct, turns, until
+from tests.support import interrupted_at
 
 _BLOCK = 4096
 _DATA = bytes(range(256)) * 256
@@ -198,7 +199,7 @@ def test_the_room_of_a_stream_is_taken_back(
 
     async def main() -> None:
         async with rawaio.open(path) as file:
-            file.reserve_slots(_CHUNK, 8)
+            file.reserve_slots("long", _CHUNK, 8)
             with gated(file.driver) as gate:
                 gate.hold()
                 tasks = [asyncio.create_task(file.pread(nbytes, i * nbytes)) for i in range(n)]
@@ -207,14 +208,32 @@ def test_the_room_of_a_stream_is_taken_back(
                 assert b"".join(await asyncio.gather(*tasks)) == b"".join(chunks[: n // 2])
             assert slots.count(nbytes) == len(file._slots[nbytes]) == n
             assert nbytes * n > _SLOTS
-            file.reserve_slots(_CHUNK, 1)
-            file.release_slots(_CHUNK, 8)
+            file.reserve_slots("short", _CHUNK, 1)
+            file.release_slots("long")
             assert sum(map(len, file._slots.values())) == 0
             assert file._slots_free == _SLOTS + _CHUNK
-            file.release_slots(_CHUNK, 1)
+            for _ in range(2):
+                file.release_slots("short")
             assert await file.pread(_CHUNK, 0) == chunks[0]
             assert not file._slots
             await check_at_rest(file)
+
+    run(main())
+
+
+def test_the_room_of_a_stream_is_taken_back_wherever_it_was_struck(path: Path) -> None:
+    async def main() -> None:
+        async with rawaio.open(path) as file:
+            step = 0
+            interrupted = True
+            while interrupted:
+                reserve = partial(file.reserve_slots, "stream", _CHUNK, 2)
+                interrupted = interrupted_at(step, handle.__file__, reserve)
+                file.release_slots("stream")
+                assert file._slots_free == _SLOTS
+                assert not file._reserved
+                step += 1
+            assert step > 10
 
     run(main())
 
