@@ -108,7 +108,7 @@ class IOContext(Reaping, BulkCalls):
             max_offer=slab.capacity,
             continuation=kernel.nudge,
         )
-        Reaping.__init__(self, kernel, queue, force_syscalls=force_syscalls, polling=polling)
+        Reaping.__init__(self, kernel, queue, slab, force_syscalls=force_syscalls, polling=polling)
         BulkCalls.__init__(self)
         self._closing = RLock()
         _live[id(self)] = ref(self, partial(_forget, id(self)))
@@ -147,7 +147,11 @@ class IOContext(Reaping, BulkCalls):
         queue = self._queue
         self._check()
         queue.flush()
-        self._fetch(self._done, None)
+        try:
+            self._fetch(self._done, None)
+        except BaseException as error:
+            self._recover(error)
+            raise
         queue.flush()
         if self._waiters and self._done:
             self._kernel.nudge()

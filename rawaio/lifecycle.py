@@ -124,14 +124,14 @@ def offer(requests: Iterable[Request]) -> None:
         request._state = _IN_FLIGHT
 
 
-def complete(completions: Sequence[Completion], start: int = 0) -> int:
-    """Mark the requests of completions from start on COMPLETED, up to the first with a callback.
+def complete(completions: Sequence[Completion], requests: Sequence[Request] | None = None) -> int:
+    """Mark the requests of completions COMPLETED, up to the first with a callback.
 
-    Returns how many completions are marked, from the beginning of the list. May be repeated.
+    requests: theirs, where they are at hand. Returns how many are marked. May be repeated.
     """
-    for request in map(_request_of, completions[start:] if start else completions):
+    for request in map(_request_of, completions) if requests is None else requests:
         if request.callback is not None:
-            return next(i for i, c in enumerate(completions) if i >= start and c[0] is request)
+            return next(i for i, c in enumerate(completions) if c[0] is request)
         if request._resizable:
             request._anchor = None
             request._state = _RELEASED

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 __all__ = ["CompletionSource", "HasFileno", "OwnedLock"]
@@ -31,8 +32,11 @@ class CompletionSource(Protocol):
 
     def next_run(
         self, most: int | None = None
-    ) -> tuple[list[int], list[int], list[int], bool] | None:
-        """`peek` and `columns` in one, and whether there are more behind; None: nothing."""
+    ) -> tuple[Sequence[int], list[int], list[int], bool] | None:
+        """`peek` and `columns` in one, and whether there are more behind; None: nothing.
+
+        data may be a view of the kernel's memory: it is to be read before `commit_run`.
+        """
         ...
 
     def commit_run(self) -> None:

@@ -31,7 +31,7 @@ from operator import length_hint, neg
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
 from .lifecycle import admit, advance, looked_at, offer, restore
-from .request import Completion, Request, State, Step
+from .request import SERIES, Completion, Request, State, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ MAX_PASSES: Final = 8
 # then, slots lent to other CPUs or kernel memory, comes back within a scheduler tick or not soon.
 _RETRY_FIRST_S: Final = 0.001
 _RETRY_LONGEST_S: Final = 0.064
+_NOTHING: Final[tuple[int, tuple[Request, ...]]] = 0, ()
 
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ if TYPE_CHECKING:
         def __call__(self, first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
             """io_submit the batch, the i-th request with first_token + i as its aio_data.
 
-            Puts io_submit's return value and errno into outcome, in the same uninterrupted step as
-            the call. Raises only when nothing was submitted.
+            first_token: a multiple of `SERIES`. Puts io_submit's return value and errno into
+            outcome, in the same uninterrupted step as the call. Raises only when nothing was
+            submitted.
             """
             ...
 
@@ -103,7 +105,6 @@ class SubmissionQueue:
         "blocked",
         "dead",
         "eagain",
-        "in_flight_table",
         "io_submit_calls",
         "lock",
         "max_batch",
@@ -114,8 +115,9 @@ class SubmissionQueue:
         "pending",
         "rejected",
         "submitted",
-        "take",
+        "table",
         "turn",
+        "whole",
     )
 
     def __init__(
@@ -145,6 +147,8 @@ class SubmissionQueue:
         ):
             if limit < 1:
                 raise ValueError(f"{name} must be 1 at least, not {limit}")
+        if max_offer > SERIES:
+            raise ValueError(f"max_offer must be {SERIES} at most, not {max_offer}")
         self._submit = submit
         self._continuation = continuation
         self.nr_events = nr_events
@@ -162,11 +166,13 @@ class SubmissionQueue:
         self.dead = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
         self.pending: deque[Request] = deque()
-        self.in_flight_table: dict[int, Request] = {}
-        #: take(token) -> Request: it is no longer in flight. KeyError: no such token.
-        self.take = self.in_flight_table.pop
+        #: What is in flight, by token, but for what is in `whole`.
+        self.table: dict[int, Request] = {}
+        #: The token of its first request, and a batch that found nothing in flight: it will most
+        #: often complete as it is, in one piece or several, and costs less to take in that way.
+        self.whole: tuple[int, tuple[Request, ...]] = _NOTHING
         self.rejected: deque[Completion] = deque() if rejected is None else rejected
-        self._next_token = 1
+        self._next_token = SERIES
         # The batch that is being offered, the token of its first request, and what the kernel said.
         self._offered: list[Request] = []
         self._first = 0
@@ -193,13 +199,27 @@ class SubmissionQueue:
     @property
     def in_flight(self) -> int:
         """How many requests the kernel has, or is being offered."""
-        return len(self.in_flight_table)
+        return len(self.table) + len(self.whole[1])
+
+    @property
+    def in_flight_table(self) -> dict[int, Request]:
+        """What the kernel has, or is being offered, by token. To be asked for with the lock."""
+        first, requests = self.whole
+        table = self.table
+        if requests:
+            tokens = range(first, first + len(requests))
+            # What is in both is counted twice, so `uninterrupted`.
+            uninterrupted(
+                (table.update, zip(tokens, requests, strict=True)),
+                (setattr, self, "whole", _NOTHING),
+            )
+        return table
 
     @property
     def outstanding(self) -> int:
         """Pending and in flight together, at one instant."""
         with self.lock:
-            return len(self.pending) + len(self.in_flight_table)
+            return len(self.pending) + self.in_flight
 
     @property
     def plugged(self) -> int:
@@ -212,7 +232,7 @@ class SubmissionQueue:
         if self.pending and not self._plugs:
             if self._overdue:
                 return 0.0
-            if self.blocked and not self.in_flight_table:
+            if self.blocked and not self.in_flight:
                 return self._retry_s
         return None
 
@@ -281,14 +301,14 @@ class SubmissionQueue:
         turn = self.turn
         if turn._is_owned():
             return False
-        offered, in_flight = self._offered, self.in_flight_table
+        offered, in_flight = self._offered, self.table
         submitted, first, taken = -1, 0, False
         try:
             if not turn.acquire(False):
                 return False
             # Behind this call there is none, and no loop, until the append: no other thread and no
             # signal handler runs in between, so the lock would only cost time.
-            room = self.nr_events - len(in_flight)
+            room = self.nr_events - len(in_flight) - len(self.whole[1])
             if (
                 room < 1
                 or request._state is not _COMPLETED
@@ -302,7 +322,7 @@ class SubmissionQueue:
             submitted = self.submitted
             self._due = False
             self._first = first = self._next_token
-            self._next_token = first + 1
+            self._next_token = first + SERIES
             request._state = _IN_FLIGHT
             self.submitted = submitted + 1
             in_flight[first] = request
@@ -333,14 +353,14 @@ class SubmissionQueue:
             return False
         before: dict[Request | None, State] = {}
         looking, feed = iter(requests), iter(requests)
-        offered, in_flight = self._offered, self.in_flight_table
+        offered = self._offered
         counted = False
         try:
             if not turn.acquire(False):
                 return False
             with self.lock:
                 if (
-                    n > self.nr_events - len(in_flight)
+                    n > self.nr_events - len(self.table) - len(self.whole[1])
                     or self.pending
                     or self._plugs
                     or self._refusal is not None
@@ -351,11 +371,11 @@ class SubmissionQueue:
                 admit(looking, before, _IN_FLIGHT)
                 self._due = False
                 self._first = first = self._next_token
-                self._next_token = first + n
+                self._next_token = first + SERIES
                 # One line, as in `_take`.
                 self.submitted, counted = self.submitted + n, True
                 offered.extend(feed)  # from here on they are taken, and `_settle` knows of them
-                in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
+                self._hand_over(first, n)
             if 0 < self._ask(first, n) < n:
                 self._due = True
             turn.release()
@@ -502,22 +522,30 @@ class SubmissionQueue:
         """Offer one batch of at most limit. How many are gone from pending; 0: it is no use."""
         offered = self._offered
         with self.lock:
-            pending, in_flight = self.pending, self.in_flight_table
-            room = self.nr_events - len(in_flight)
+            pending = self.pending
+            room = self.nr_events - self.in_flight
             n = min(len(pending), limit, room, self.max_offer)
             if n <= 0:
                 self.blocked = bool(pending)
                 return 0
             self._first = first = self._next_token
-            self._next_token = first + n
+            self._next_token = first + SERIES
             if n == 1:
                 offered.append(pending[0])
                 pending.popleft()  # when this is cut off, `_settle` finds the request in both
             else:
                 offered.extend(starmap(pending.popleft, repeat((), n)))
             offer(offered)
-            in_flight.update(zip(range(first, first + n), offered))  # noqa: B905 - equal lengths
+            self._hand_over(first, n)
         return self._ask(first, n)
+
+    def _hand_over(self, first: int, n: int) -> None:
+        """What is offered counts as in flight from now on."""
+        if n > 1 and not self.table and not self.whole[1]:
+            self.whole = first, tuple(self._offered)
+        else:
+            tokens = range(first, first + n)
+            self.table.update(zip(tokens, self._offered))  # noqa: B905 - equal lengths
 
     def _ask(self, first: int, n: int) -> int:
         """Submit the n requests in _offered. How many are gone from there for good."""
@@ -547,8 +575,9 @@ class SubmissionQueue:
             with self.lock:
                 if self.pending and self.pending[0] is offered[-1]:
                     offered.pop()
+                table = self.in_flight_table
                 for token in range(self._first + accepted, self._first + len(offered)):
-                    self.in_flight_table.pop(token, None)
+                    table.pop(token, None)
                 back = [r for r in offered[accepted:] if r.state is State.IN_FLIGHT]
                 advance(back, Step.RETURN)
                 if outcome and accepted == 0:
@@ -566,7 +595,7 @@ class SubmissionQueue:
         if outcome[0] == 0 or outcome[1] == errno.EAGAIN:
             self.eagain += 1
             self.blocked = True
-            if not self.in_flight_table:
+            if not self.in_flight:
                 self._retry_s = min(max(2 * self._retry_s, _RETRY_FIRST_S), _RETRY_LONGEST_S)
             return 0
         self._refused_some = True
@@ -585,6 +614,10 @@ class SubmissionQueue:
         return 1
 
     # -- out ------------------------------------------------------------------------------------
+
+    def take(self, token: int) -> Request:
+        """The request with that token, which is no longer in flight. KeyError: there is none."""
+        return self.in_flight_table.pop(token)
 
     def withdraw(self, request: Request, res: int) -> bool:
         """Complete a pending request with res; False, and nothing changes, if it is not pending."""

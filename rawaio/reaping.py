@@ -33,13 +33,15 @@ from .unraisable import report
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import select
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from .busypoll import BusyPoll
     from .kernel import Kernel
     from .polling import PollingRule
     from .protocols import CompletionSource
+    from .request import Request
+    from .slab import IocbSlab
 
 __all__ = ["Reaping"]
 
@@ -59,15 +61,17 @@ class Reaping:
         self,
         kernel: Kernel,
         queue: SubmissionQueue,
+        slab: IocbSlab,
         *,
         force_syscalls: bool,
         polling: PollingRule | None,
     ) -> None:
-        """kernel: an open one; it closes what completions are read from."""
+        """kernel: an open one; it closes what completions are read from. slab: the queue's."""
         # Why nothing can be done any more: closed, or the parent's.
         self._refusal: RawAIOError | None = None
         self._kernel = kernel
         self._queue = queue
+        self._slab = slab
         self._by_syscall = SyscallEvents(kernel.ctx_id)
         self._ring = CompletionRing(kernel.ctx_id, counted=True)
         kernel.sources = self._ring, self._by_syscall
@@ -243,8 +247,8 @@ class Reaping:
         finished = [0]
         try:
             if not (done or self._ready or self._depth or self._counted):
-                self._fetch(reaped, max_nr)
-                finished[0] = n = complete(reaped)
+                known = self._fetch(reaped, max_nr)
+                finished[0] = n = complete(reaped, known)
                 if n < len(reaped):
                     # The rest waits its turn where callbacks that reap find it.
                     done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - n)))
@@ -302,7 +306,7 @@ class Reaping:
                     continue
                 self._kernel.nudge()
                 break
-            if self._closed or not (done or queue.in_flight_table or queue.outstanding):
+            if self._closed or not (done or queue.in_flight or queue.outstanding):
                 break
             if queue.moved != moved:
                 continue
@@ -371,20 +375,26 @@ class Reaping:
         else:
             self._depth.pop(thread, None)
 
-    def _fetch(self, target: list[Completion] | deque[Completion], max_nr: int | None) -> None:
-        """Move what has completed from the kernel to target, as long as that is below max_nr."""
-        queue = self._queue
-        with queue.lock:
+    def _fetch(
+        self, target: list[Completion] | deque[Completion], max_nr: int | None
+    ) -> Sequence[Request] | None:
+        """Move what has completed from the kernel to target, as long as that is below max_nr.
+
+        Returns the requests of it when they are at hand.
+        """
+        lock = self._queue.lock
+        lock.acquire()  # `with` takes three times as long
+        try:
             if self._closed or self._fetching:
-                return
+                return None
             if self._done and target is not self._done:
-                return  # another thread has just put there what completed earlier
+                return None  # another thread has just put there what completed earlier
             self._fetching = True
             try:
                 if not self._use_ring:
                     self._move(self._by_syscall, target, max_nr)
                 elif not self._counted:
-                    self._move(self._ring, target, max_nr)
+                    return self._move(self._ring, target, max_nr)
                 else:
                     if self._by_syscall.buffered:
                         self._move(self._by_syscall, target, max_nr)
@@ -394,34 +404,54 @@ class Reaping:
                         self._move(self._by_syscall, target, max_nr)
             finally:
                 self._fetching = False
+        finally:
+            lock.release()
+        return None
 
     def _move(
         self,
         source: CompletionSource,
         target: list[Completion] | deque[Completion],
         max_nr: int | None,
-    ) -> None:
-        take, table, append = self._queue.take, self._queue.in_flight_table, target.append
+    ) -> Sequence[Request] | None:
+        queue = self._queue
+        table, append = queue.table, target.append
+        known: tuple[Request, ...] | None = ()
         most = None
         while True:
             if max_nr is not None:
                 most = max_nr - len(target)
                 if most <= 0:
-                    return
+                    return known
             run = source.next_run(most)
             if run is None:
-                return
+                return known
             data, res, res2, more = run
             n = len(data)
+            first, whole = queue.whole
             if self._cancelled:
+                known = None
                 self._fetch_one_by_one(target, data, res, res2)
             elif n == 1 and (request := table.get(data[0])) is not None:
+                known = None
                 completion = Completion((request, res[0], res2[0]))
                 # One line and one step, as nothing can strike before append has been called.
                 del table[data[0]]; append(completion)  # noqa: E702 # fmt: skip
+            elif (
+                n <= len(whole) and isinstance(target, list) and data == self._slab.tokens(first, n)
+            ):
+                taken, rest = whole[:n], (first + n, whole[n:])
+                completions = [*map(Completion, zip(taken, res, res2))]  # noqa: B905
+                # One line and one step, as nothing can strike in an assignment.
+                target += completions; queue.whole = rest  # noqa: E702 # fmt: skip
+                if known is not None:
+                    known = known + taken if known else taken
             else:
+                known = None
+                take = queue.in_flight_table.pop
+                tokens = data.tolist() if isinstance(data, memoryview) else data
                 try:
-                    target.extend(map(Completion, zip(map(take, data), res, res2)))  # noqa: B905
+                    target.extend(map(Completion, zip(map(take, tokens), res, res2)))  # noqa: B905
                 except KeyError:
                     self._fetch_one_by_one(target, data, res, res2)
             if source is self._ring:
@@ -432,12 +462,12 @@ class Reaping:
                     self._ring.credit(-n)
             source.commit_run()
             if not more:
-                return
+                return known
 
     def _fetch_one_by_one(
         self,
         target: list[Completion] | deque[Completion],
-        data: list[int],
+        data: Sequence[int],
         res: list[int],
         res2: list[int],
     ) -> None:
@@ -447,7 +477,8 @@ class Reaping:
             if token in queue.in_flight_table:
                 # A cancelled poll completes with a mask of 0, or of what came in between.
                 event = ((-errno.ECANCELED,), (0,)) if token in self._cancelled else ((r,), (r2,))
-                target.extend(map(Completion, zip(map(queue.take, (token,)), *event, strict=True)))
+                take = queue.in_flight_table.pop
+                target.extend(map(Completion, zip(map(take, (token,)), *event, strict=True)))
                 self._cancelled.discard(token)
             elif not queue.issued(token):
                 report(RawAIOError(f"an event with unknown token {token}, res {r}"), self)

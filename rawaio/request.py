@@ -35,6 +35,7 @@ __all__ = [
     "IMAGE_SIZE",
     "IOCB_SIZE",
     "OPCODE_BYTE",
+    "SERIES",
     "TRANSITIONS",
     "Completion",
     "Request",
@@ -84,6 +85,9 @@ IMAGE_SIZE: Final = _IOCB.size
 IOCB_SIZE: Final = IMAGE_SIZE + 4
 assert ctypes.sizeof(syscalls.iocb) == IOCB_SIZE
 OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
+#: Requests that are submitted together have tokens that count up from a multiple of this, which is
+#: another each time; so that from one time to the next only what is above changes.
+SERIES: Final = 1 << 16
 _MAX_OFFSET: Final = (1 << 63) - 1
 _MAX_FD: Final = (1 << 31) - 1
 _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
@@ -116,9 +120,8 @@ class Request:
         "_events",  # of a poll alone
         "_fd",
         "_fileno",
-        "_image",
+        "_iocb",  # the image and the offset; another tuple whenever one of them is another
         "_nbytes",
-        "_offset",
         "_opcode",
         "_own_iocb",
         "_pinned_at",
@@ -158,15 +161,15 @@ class Request:
         self._priority = _checked_priority(priority)
         self._anchor: object = None
         self._buffer: Any = None
+        self._iocb: tuple[bytes, int]
         self._nbytes = 0
         self._pinned_at = 0
         self._resizable = False
-        self._offset = 0
         self._transfers = self._opcode in _TRANSFERS
         if self._transfers:
             if events:
                 raise ValueError(f"{self._opcode.name} takes no events")
-            self._offset = _checked_offset(offset)
+            offset = _checked_offset(offset)
             self._pin(buffer)
             if self._resizable:
                 self._anchor = None
@@ -181,7 +184,7 @@ class Request:
                 self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
             elif events:
                 raise ValueError(f"{self._opcode.name} takes no events")
-        self._encode()
+        self._encode(offset)
 
     # -- constructors -------------------------------------------------------------------------
 
@@ -385,7 +388,7 @@ class Request:
     @property
     def offset(self) -> int:
         """Where in the file, in bytes. Assignable while the request is not under way."""
-        return self._offset
+        return self._iocb[1]
 
     @offset.setter
     def offset(self, offset: int) -> None:
@@ -395,9 +398,9 @@ class Request:
         if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no offset")
         if type(offset) is int and 0 <= offset <= _MAX_OFFSET:
-            self._offset = offset
+            self._iocb = self._iocb[0], offset
         else:
-            self._offset = _checked_offset(offset)
+            self._iocb = self._iocb[0], _checked_offset(offset)
 
     @property
     def buffer(self) -> object:
@@ -411,7 +414,7 @@ class Request:
         if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no buffer")
         self._pin(buffer)
-        self._encode()
+        self._encode(self._iocb[1])
         if self._resizable:
             self._anchor = None
             if self._state is _COMPLETED:
@@ -430,7 +433,7 @@ class Request:
             self._refuse_change()
         self._fileno = fileno_of(fd)
         self._fd = fd
-        self._encode()
+        self._encode(self._iocb[1])
 
     @property
     def rw_flags(self) -> int:
@@ -444,7 +447,7 @@ class Request:
         if not self._transfers:
             raise TypeError(f"{self._opcode.name} has no rw_flags")
         self._rw_flags = _checked_rw_flags(rw_flags)
-        self._encode()
+        self._encode(self._iocb[1])
 
     @property
     def priority(self) -> int | None:
@@ -456,12 +459,12 @@ class Request:
         if self._state in _UNDER_WAY:
             self._refuse_change()
         self._priority = _checked_priority(priority)
-        self._encode()
+        self._encode(self._iocb[1])
 
     def __repr__(self) -> str:
         what = f"{self._opcode.name.lower()} fd {self._fileno}"
         if self._transfers:
-            what += f", {self._nbytes} bytes at offset {self._offset}"
+            what += f", {self._nbytes} bytes at offset {self.offset}"
         elif self._opcode is Opcode.POLL:
             what += f", events {self._events:#x}"
         return f"<rawaio.Request {what}, {self.state.name}>"
@@ -530,15 +533,15 @@ class Request:
             before = self._pinned_at, self._nbytes
             self._pin(self._buffer)
             if before != (self._pinned_at, self._nbytes):
-                self._encode()
+                self._encode(self._iocb[1])
 
-    def _encode(self) -> None:
+    def _encode(self, offset: int) -> None:
         """Make the iocb, but for aio_data, aio_offset and aio_resfd, which `slab` writes."""
         count = len(self._buffer) if self._opcode in _VECTORED else self._nbytes
         flags = syscalls.IOCB_FLAG_RESFD
         if self._priority is not None:
             flags |= syscalls.IOCB_FLAG_IOPRIO
-        self._image = _IOCB.pack(
+        image = _IOCB.pack(
             self._rw_flags,
             self._opcode,
             self._priority or 0,
@@ -547,6 +550,7 @@ class Request:
             count,
             flags,
         )
+        self._iocb = image, offset
 
 
 class Completion(tuple[Request, int, int]):

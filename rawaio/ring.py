@@ -27,8 +27,8 @@ What this means here:
   eventfd after the store of tail, under the lock of the eventfd's wait queue, and a read of the
   eventfd takes that lock. So a read of N happens after the publication of at least N events, and
   reaping no more events than the reads have reported needs no barrier for R1. For R2: each word
-  loaded from an event becomes an int by code that branches on its value, and a store does not
-  overtake a branch that it depends on.
+  loaded from an event becomes an int by code that branches on its value, or is compared with
+  another word, and a store does not overtake a branch that it depends on.
 - Otherwise the ring is not usable. A load that depends on a branch is not ordered by it, and a
   system call is no barrier by itself; so nothing is left to argue with.
 
@@ -53,7 +53,7 @@ from .errors import ClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Final, Literal, NoReturn
 
 __all__ = ["CompletionRing", "Ordering", "SyscallEvents", "choose_ordering"]
@@ -255,8 +255,11 @@ class CompletionRing:
 
     def next_run(
         self, most: int | None = None
-    ) -> tuple[list[int], list[int], list[int], bool] | None:
-        """data, res and res2 of `next_events`, as signed ints, and whether there are more."""
+    ) -> tuple[Sequence[int], list[int], list[int], bool] | None:
+        """data, res and res2 of `next_events`, as signed ints, and whether there are more.
+
+        data may be a view of the ring: it is to be read before `commit_run`.
+        """
         found = self.next_events(most)
         if found is None:
             return None
@@ -267,7 +270,7 @@ class CompletionRing:
             return [data], [res], [res2], more
         head, stop = 4 * head, 4 * (head + run)
         return (
-            events[head:stop:4].tolist(),
+            events[head:stop:4],
             events[head + 2 : stop : 4].tolist(),
             events[head + 3 : stop : 4].tolist(),
             more,
@@ -423,7 +426,7 @@ class SyscallEvents:
 
     def next_run(
         self, most: int | None = None
-    ) -> tuple[list[int], list[int], list[int], bool] | None:
+    ) -> tuple[Sequence[int], list[int], list[int], bool] | None:
         """As of `CompletionRing`. Enters the kernel as `peek`.
 
         There may be more behind what was fetched earlier, and behind as much as fits.
@@ -436,7 +439,14 @@ class SyscallEvents:
         if most is not None and n > most:
             n, more = most, True
         self._given = n
-        return *self.columns(n), more
+        start, stop = self._span(n)
+        events = self._events
+        return (
+            events[start:stop:4],
+            events[start + 2 : stop : 4].tolist(),
+            events[start + 3 : stop : 4].tolist(),
+            more,
+        )
 
     def commit_run(self) -> None:
         """Forget what `next_run` gave last."""

@@ -1,6 +1,6 @@
 """L1: the iocbs of one io_submit.
 
-A request brings its iocb made (`Request._image`), but for the last field, aio_resfd, which is the
+A request brings its iocb made (`Request._iocb`), but for the last field, aio_resfd, which is the
 same in all iocbs of a slab. What changes from one submission to the next, aio_data and aio_offset,
 is written here. The kernel copies iocbs and pointers during io_submit, so one slab serves each
 batch in turn.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from array import array
 from functools import cache
+from operator import itemgetter
 
 from .request import IMAGE_SIZE, IOCB_SIZE, OPCODE_BYTE
 from .syscalls import Opcode
@@ -27,12 +29,8 @@ __all__ = ["IocbSlab"]
 _POLL: Final = Opcode.POLL
 # From how many requests on a column is cheaper than a store for each.
 _FEW: Final = 4
-
-
-@cache
-def _ramp(n: int) -> tuple[int, int]:
-    """0, 1, 2, ... and 1, 1, 1, ... as n 64-bit words of one int: columns by arithmetic in C."""
-    return sum(i << 64 * i for i in range(n)), sum(1 << 64 * i for i in range(n))
+_image_of: Final = itemgetter(0)
+_offset_of: Final = itemgetter(1)
 
 
 @cache
@@ -51,13 +49,15 @@ class IocbSlab:
         "_addresses",
         "_block",
         "_bytes",
+        "_high",
         "_images",
-        "_offsets",
+        "_iocbs",
         "_own",
         "_pointer_block",
         "_pointers",
         "_polls",
         "_resfd",
+        "_series",
         "_words",
         "address",
         "capacity",
@@ -69,6 +69,10 @@ class IocbSlab:
         self._block = (ctypes.c_char * (IOCB_SIZE * capacity))()
         self._bytes = memoryview(self._block).cast("B")
         self._words = self._bytes.cast("q")
+        # A token is made of 16 bits that count, 32 that are the same in all of a batch, which are
+        # the first of each 16 words here, and 16 that hardly ever change.
+        self._series = self._bytes[2:-2].cast("I")
+        self._high = -1  # of the tokens that are there; -1 while some are not
         # It stands between images, and behind the last one of a batch from the beginning on.
         self._resfd = struct.pack("=I", resfd)
         self._bytes[:] = (bytes(IMAGE_SIZE) + self._resfd) * capacity
@@ -77,58 +81,76 @@ class IocbSlab:
         self._pointer_block = (ctypes.c_uint64 * capacity)(*self._addresses)
         self._pointers = memoryview(self._pointer_block).cast("B").cast("Q")
         self._own: list[int] = []
-        # What the iocbs were made of, from the first on, and their offsets; None while that is
-        # changed, or is not known. The same requests often come again, and in the same batches.
+        # What the first iocbs are, and their images alone; None while that is changed, or is not
+        # known. The same requests often come again, and in the same batches.
+        self._iocbs: list[tuple[bytes, int]] | None = None
         self._images: list[bytes] | None = None
-        self._offsets: list[int] | None = None
         self._polls = False
         self.address = ctypes.addressof(self._pointer_block)
 
     def fill(self, first_token: int, batch: Sequence[Request]) -> None:
-        """Write the iocbs of a batch, whose aio_data count up from first_token."""
+        """Write the iocbs of a batch, whose aio_data count up from first_token.
+
+        first_token: a multiple of `SERIES`.
+        """
         n = len(batch)
         words = self._words
         if self._own:
             for i in self._own:
                 self._pointers[i] = self._addresses[i]
             self._own.clear()
-        known = self._images
         if n == 1:
             request = batch[0]
-            image = request._image
+            image, offset = request._iocb
+            known = self._images
+            self._iocbs = None
             if not known or known[0] is not image:
-                self._images = self._offsets = None
+                self._images = None
                 self._bytes[:IMAGE_SIZE] = image
                 self._images = [image]
             words[0] = first_token
-            self._offsets = None
-            words[5] = request._offset
+            words[5] = offset
             if request._opcode is _POLL:
                 self._fill_own(batch)
             return
-        images = [r._image for r in batch]
-        offsets = [r._offset for r in batch]
-        if images != known:
-            self._images = self._offsets = None
-            joined = self._resfd.join(images)
-            self._bytes[: len(joined)] = joined
-            self._polls = _POLL in joined[OPCODE_BYTE::IOCB_SIZE]
-            self._images = images
-        if n <= _FEW:
-            self._offsets = None
-            for i, offset in enumerate(offsets):
-                words[8 * i] = first_token + i
-                words[8 * i + 5] = offset
-        else:
-            ramp, ones = _ramp(n)
-            tokens = (ramp + first_token * ones).to_bytes(8 * n, "little")
-            words[0 : 8 * n : 8] = memoryview(tokens).cast("q")
-            if offsets != self._offsets:
-                self._offsets = None
+        iocbs = [r._iocb for r in batch]
+        if iocbs != self._iocbs:
+            self._iocbs = None
+            images, offsets = [*map(_image_of, iocbs)], map(_offset_of, iocbs)
+            if images != self._images:
+                self._images = None
+                self._high = -1
+                joined = self._resfd.join(images)
+                self._bytes[: len(joined)] = joined
+                self._polls = _POLL in joined[OPCODE_BYTE::IOCB_SIZE]
+                self._images = images
+            if n <= _FEW:
+                for i, offset in enumerate(offsets):
+                    words[8 * i + 5] = offset
+            else:
                 words[5 : 8 * n : 8] = memoryview(_column(n).pack(*offsets)).cast("q")
-                self._offsets = offsets
+            self._iocbs = iocbs
+        if n <= _FEW:
+            for i in range(n):
+                words[8 * i] = first_token + i
+        elif first_token >> 48 == self._high:
+            series = first_token >> 16 & 0xFFFF_FFFF
+            self._series[0 : 16 * n : 16] = array("I", (series,)) * n
+        else:
+            words[0 : 8 * n : 8] = array("q", range(first_token, first_token + n))
+            self._high = first_token >> 48
         if self._polls:
             self._fill_own(batch)
+
+    def tokens(self, first_token: int, n: int) -> memoryview[int]:
+        """The n tokens from first_token on, if they are those that were filled last.
+
+        Otherwise others, or fewer: to be compared with what the kernel has completed, which has no
+        token twice, and none that is not submitted.
+        """
+        words = self._words
+        start = 8 * (first_token - words[0])
+        return words[start : start + 8 * n : 8] if start >= 0 else words[:0]
 
     def _fill_own(self, batch: Sequence[Request]) -> None:
         for i, request in enumerate(batch):

@@ -40,6 +40,7 @@ class World:
     ctx: rawaio.IOContext
     null: int
     ready: int
+    gate: tuple[int, int]
     earlier: int = 0
     requests: list[rawaio.Request] = field(default_factory=list[rawaio.Request])
     reaped: list[rawaio.Completion] = field(default_factory=list[rawaio.Completion])
@@ -53,19 +54,30 @@ class World:
         self.reaped.clear()
         self.called.clear()
         self.struck_in = None
+        os.read(self.gate[0], 1 << 16)
 
     def new(
-        self, *, fd: int | None = None, callback: bool = False, again: bool = False
+        self,
+        *,
+        fd: int | None = None,
+        callback: bool = False,
+        again: bool = False,
+        fixed: bool = False,
     ) -> rawaio.Request:
-        request = rawaio.Request.pwrite(self.null if fd is None else fd, bytearray(b"x"), 0)
+        data = b"x" if fixed else bytearray(b"x")
+        request = rawaio.Request.pwrite(self.null if fd is None else fd, data, 0)
         if callback:
             request.callback = self.resubmit if again else self.called.append
         self.requests.append(request)
         return request
 
-    def poll(self) -> rawaio.Request:
-        self.requests.append(rawaio.Request.poll(self.ready, 1))
+    def poll(self, *, late: bool = False) -> rawaio.Request:
+        """Of what is ready; late: it completes when the gate is opened."""
+        self.requests.append(rawaio.Request.poll(self.gate[0] if late else self.ready, 1))
         return self.requests[-1]
+
+    def open_gate(self) -> None:
+        os.write(self.gate[1], b"x")
 
     def resubmit(self, completion: rawaio.Completion) -> None:
         self.called.append(completion)
@@ -88,6 +100,34 @@ class World:
 def _batch(world: World) -> None:
     world.ctx.submit(*[world.new() for _ in range(3)])
     world.reaped.extend(world.ctx.reap(min_nr=3))
+
+
+def _batch_again(world: World) -> None:
+    requests = [world.new(fixed=True) for _ in range(3)]
+    for _ in range(2):
+        world.ctx.submit(*requests)
+        world.reaped.extend(world.ctx.reap(min_nr=3))
+
+
+def _batch_in_pieces(world: World) -> None:
+    world.ctx.submit(*[world.new(fixed=True) for _ in range(4)])
+    world.reaped.extend(world.ctx.reap(min_nr=2, max_nr=2))
+    world.reaped.extend(world.ctx.reap(min_nr=2))
+
+
+def _batch_out_of_order(world: World) -> None:
+    world.ctx.submit(world.poll(late=True), world.new(), world.new())
+    world.reaped.extend(world.ctx.reap(min_nr=2))
+    world.open_gate()
+    world.reaped.extend(world.ctx.reap(min_nr=1))
+
+
+def _batch_beside_another(world: World) -> None:
+    world.ctx.submit(world.new(fixed=True), world.poll(late=True))
+    world.ctx.submit(world.new(fixed=True), world.new(fixed=True))
+    world.reaped.extend(world.ctx.reap(min_nr=3))
+    world.open_gate()
+    world.reaped.extend(world.ctx.reap(min_nr=1))
 
 
 def _again(world: World) -> None:
@@ -149,6 +189,10 @@ def _cancels(world: World) -> None:
 
 HISTORIES = [
     _batch,
+    _batch_again,
+    _batch_in_pieces,
+    _batch_out_of_order,
+    _batch_beside_another,
     _again,
     _refused,
     _no_room,
@@ -166,17 +210,20 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     null = os.open("/dev/null", os.O_WRONLY)
     readable, writable = os.pipe()
     os.write(writable, b"x")
+    gate = os.pipe2(os.O_NONBLOCK)
+    os.write(gate[1], b"x")
     try:
         with rawaio.IOContext(nr_events=4, max_batch=2, force_syscalls=request.param) as ctx:
-            yield World(ctx, null, readable)
+            yield World(ctx, null, readable, gate)
     finally:
-        for fd in (null, readable, writable):
+        for fd in (null, readable, writable, *gate):
             os.close(fd)
 
 
 def _verify(world: World) -> None:
     """The context is whole: everything is given back once, and it goes on working."""
     ctx = world.ctx
+    world.open_gate()
     world.reaped.extend(ctx.drain(timeout=10))
     ctx._queue._check()
     assert ctx._queue.plugged == 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rawaio import BusyError, Completion, Opcode, Request, State, aligned_buffer
 from rawaio import slab as slab_module
 from rawaio.lifecycle import admit, complete_one, offer
+from rawaio.request import SERIES
 from rawaio.slab import IocbSlab
 from rawaio.syscalls import iocb, iovec
 from tests.support import interrupted_at
@@ -28,7 +29,10 @@ FDS = st.one_of(st.integers(0, 5), st.integers(0, 2**31 - 1))
 OFFSETS = st.one_of(st.integers(0, 9), st.integers(0, 2**63 - 1), st.just(2**63 - 1))
 FLAGS = st.one_of(st.just(0), st.integers(0, 2**31 - 1))
 PRIORITIES = st.one_of(st.none(), st.integers(0, 2**15 - 1))
-TOKENS = st.one_of(st.integers(1, 1000), st.integers(1, 2**62), st.just(2**63 - CAPACITY))
+# The number of a series of tokens, of which 32 bits are where a fill may change them alone.
+SERIES_NUMBERS = st.one_of(
+    st.integers(1, 9), st.integers(1, 2**47 - 2), st.integers(2**32 - 2, 2**32 + 2)
+)
 
 
 @dataclass
@@ -137,7 +141,8 @@ def pointers_of(slab: IocbSlab) -> list[int]:
     return list((ctypes.c_uint64 * slab.capacity).from_address(slab.address))
 
 
-def check_fill(slab: IocbSlab, token: int, batch: list[tuple[Model, Request]]) -> None:
+def check_fill(slab: IocbSlab, series: int, batch: list[tuple[Model, Request]]) -> None:
+    token = series * SERIES
     slab.fill(token, [request for _, request in batch])
     pointers = pointers_of(slab)
     assert len(set(pointers)) == len(pointers)
@@ -145,6 +150,10 @@ def check_fill(slab: IocbSlab, token: int, batch: list[tuple[Model, Request]]) -
         if model.opcode is Opcode.POLL:
             assert pointers[i] == request.own_iocb()[1]
         model.check(iocb.from_address(pointers[i]), token + i)
+    n = len(batch)
+    assert list(slab.tokens(token, n)) == list(range(token, token + n))
+    assert list(slab.tokens(token + n - 1, 1)) == [token + n - 1]
+    assert token - 1 not in slab.tokens(token - 1, n)
 
 
 @settings(deadline=None, max_examples=60)
@@ -153,7 +162,7 @@ def check_fill(slab: IocbSlab, token: int, batch: list[tuple[Model, Request]]) -
         st.tuples(
             st.lists(models(), min_size=1, max_size=5),
             st.one_of(st.integers(1, 17), st.sampled_from([64, 199, 200])),
-            TOKENS,
+            SERIES_NUMBERS,
         ),
         min_size=1,
         max_size=4,
@@ -172,7 +181,7 @@ def test_the_iocbs_of_every_batch(rounds: list[tuple[list[Model], int, int]]) ->
         assert [p for i, p in enumerate(pointers_of(slab)) if i not in own] == [
             p for i, p in enumerate(places) if i not in own
         ]
-    slab.fill(1, [Request.fsync(0)])
+    slab.fill(SERIES, [Request.fsync(0)])
     assert pointers_of(slab) == places
 
 
@@ -186,7 +195,7 @@ CHANGES = st.lists(
 @given(
     st.lists(models(), min_size=12, max_size=12),
     st.lists(
-        st.tuples(CHANGES, st.sampled_from([1, 2, 8, 9, 11, 12]), st.booleans(), TOKENS),
+        st.tuples(CHANGES, st.sampled_from([1, 2, 8, 9, 11, 12]), st.booleans(), SERIES_NUMBERS),
         min_size=2,
         max_size=8,
     ),
@@ -226,7 +235,7 @@ def test_a_fill_that_is_struck_leaves_no_wrong_memory(before: int, n: int) -> No
         while interrupted:
             slab = IocbSlab(12, RESFD)
             check_fill(slab, 5, first)
-            fill = partial(slab.fill, 70, requests)
+            fill = partial(slab.fill, 70 * SERIES, requests)
             interrupted = interrupted_at(step, slab_module.__file__, fill)
             for following in (first, struck, first):
                 check_fill(slab, 99, following)

@@ -19,7 +19,7 @@ import pytest
 from rawaio.errors import BusyError, ClosedError, ForkedError, RawAIOError
 from rawaio.lifecycle import complete_one
 from rawaio.queue import _GIL, MAX_PASSES, PlugSection, QueueFullError, SubmissionQueue
-from rawaio.request import Completion, Request, State
+from rawaio.request import SERIES, Completion, Request, State
 from rawaio.testing import SimulatedKernel
 from tests.queue_support import Driver, InThread, interleave
 from tests.support import ROOT
@@ -47,7 +47,9 @@ def make(nr_events: int = 4, **limits: Any) -> tuple[SubmissionQueue, SimulatedK
 
 
 def offers(kernel: SimulatedKernel) -> list[tuple[int, list[Request], int]]:
-    return [(c.first_token, list(c.batch), c.returned) for c in kernel.calls]
+    """The number of its series of tokens, the requests and the answer of each io_submit."""
+    assert not any(c.first_token % SERIES for c in kernel.calls)
+    return [(c.first_token // SERIES, list(c.batch), c.returned) for c in kernel.calls]
 
 
 def finish(driver: Driver, request: Request | None = None) -> Completion:
@@ -156,7 +158,7 @@ def test_a_pushed_request_is_offered_at_once() -> None:
     assert queue.push([request]) == 1
     assert offers(kernel) == [(1, [request], 1)]
     assert request.state is State.IN_FLIGHT
-    assert queue.in_flight_table == {1: request}
+    assert queue.in_flight_table == {SERIES: request}
     assert (queue.in_queue, queue.in_flight, queue.outstanding) == (0, 1, 1)
     assert (queue.submitted, queue.io_submit_calls) == (1, 1)
     assert not queue.blocked
@@ -168,7 +170,7 @@ def test_a_push_of_many_is_one_io_submit_in_their_order() -> None:
     requests = fsyncs(3)
     assert queue.push(requests) == 3
     assert offers(kernel) == [(1, requests, 3)]
-    assert queue.in_flight_table == dict(zip((1, 2, 3), requests, strict=True))
+    assert queue.in_flight_table == {SERIES + i: r for i, r in enumerate(requests)}
     assert queue.submitted == 3
 
 
@@ -177,14 +179,14 @@ def test_tokens_go_on_from_batch_to_batch() -> None:
     requests = fsyncs(5)
     queue.push(requests[:2])
     queue.push(requests[2:])
-    assert offers(kernel) == [(1, requests[:2], 2), (3, requests[2:], 3)]
+    assert offers(kernel) == [(1, requests[:2], 2), (2, requests[2:], 3)]
 
 
 def test_max_offer_splits_what_is_offered() -> None:
     queue, kernel, _ = make(8, max_offer=2)
     requests = fsyncs(5)
     queue.push(requests)
-    assert offers(kernel) == [(1, requests[:2], 2), (3, requests[2:4], 2), (5, requests[4:], 1)]
+    assert offers(kernel) == [(1, requests[:2], 2), (2, requests[2:4], 2), (3, requests[4:], 1)]
 
 
 def test_pushing_nothing_takes_nothing() -> None:
@@ -242,10 +244,10 @@ def test_a_push_does_not_try_a_queue_that_eagain_has_blocked(
 def test_a_completed_request_is_pushed_again_under_a_new_token() -> None:
     queue, _, driver = make()
     [request] = fsyncs(1)
-    for token in range(1, 4):
+    for times in range(1, 4):
         assert queue.push([request]) == 1
-        assert queue.in_flight_table == {token: request}
-        assert queue.submitted == token
+        assert queue.in_flight_table == {times * SERIES: request}
+        assert queue.submitted == times
         finish(driver)
         assert request.state is State.COMPLETED
 
@@ -324,7 +326,7 @@ def test_a_released_request_is_pinned_again_and_released_when_refused() -> None:
     queue.push([request])
     with pytest.raises(BufferError):
         buffer.append(0)
-    queue.take(1)
+    queue.take(SERIES)
     complete_one(request)
     with pytest.raises(BusyError):
         queue.push([request, request])
@@ -532,10 +534,10 @@ def test_a_full_batch_is_submitted_while_plugged() -> None:
     queue.plug()
     for request in requests:
         queue.push([request])
-    assert offers(kernel) == [(1, requests[:3], 3), (4, requests[3:6], 3)]
+    assert offers(kernel) == [(1, requests[:3], 3), (2, requests[3:6], 3)]
     assert queue.plugged == 1
     queue.unplug()
-    assert offers(kernel)[2:] == [(7, requests[6:], 1)]
+    assert offers(kernel)[2:] == [(3, requests[6:], 1)]
 
 
 def test_a_push_beyond_the_batch_goes_whole() -> None:
@@ -703,9 +705,9 @@ def test_the_rest_of_a_partial_submission_is_offered_next() -> None:
     requests = fsyncs(5)
     kernel.answers.extend([2, 1])
     queue.push(requests)
-    assert offers(kernel) == [(1, requests, 2), (6, requests[2:], 1), (9, requests[3:], 2)]
-    assert list(queue.in_flight_table.values()) == requests
-    assert list(queue.in_flight_table) == [1, 2, 6, 9, 10]
+    assert offers(kernel) == [(1, requests, 2), (2, requests[2:], 1), (3, requests[3:], 2)]
+    tokens = [SERIES, SERIES + 1, 2 * SERIES, 3 * SERIES, 3 * SERIES + 1]
+    assert queue.in_flight_table == dict(zip(tokens, requests, strict=True))
     queue._check()
 
 
@@ -952,7 +954,7 @@ def test_a_dead_queue_offers_nothing() -> None:
     queue.push(fsyncs(2))
     queue.dead = True
     calls = len(kernel.calls)
-    queue.take(1)
+    queue.take(SERIES)
     queue.kick()
     queue.flush()
     assert len(kernel.calls) == calls
@@ -1165,11 +1167,13 @@ def test_who_is_denied_the_turn_by_a_push_that_raises_is_not_forgotten(
         def __getattr__(self, name: str) -> Any:
             return getattr(lock, name)
 
-        def __enter__(self) -> bool:
+        def acquire(self) -> bool:
             queue.lock = lock
             in_thread(lambda: queue.push([late]))
             assert list(queue.pending) == [late]
             return lock.acquire()
+
+        __enter__ = acquire
 
         def __exit__(self, *_: object) -> None:
             lock.release()
@@ -1187,7 +1191,7 @@ def test_a_lock_left_held_by_an_interrupt_is_let_go() -> None:
     held = queue.lock
 
     class Sticky:
-        """Interrupted between the end of the with-block and the release."""
+        """Interrupted between the end of what it is held for and the release."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(held, name)
@@ -1195,9 +1199,11 @@ def test_a_lock_left_held_by_an_interrupt_is_let_go() -> None:
         def __enter__(self) -> bool:
             return held.acquire()
 
-        def __exit__(self, *_: object) -> None:
+        def release(self, *_: object) -> None:
             queue.lock = held  # once is enough
             raise KeyboardInterrupt
+
+        __exit__ = release
 
     queue.lock = cast("Any", Sticky())
     [request] = fsyncs(1)
@@ -1268,7 +1274,7 @@ def test_an_interrupted_offer_changes_nothing(n: int, after: bool) -> None:
     assert not queue.turn._is_owned()
     queue._check()
     queue.kick()
-    assert offers(kernel) == [(n + 1, requests, n)]
+    assert offers(kernel) == [(2, requests, n)]
     queue._check()
 
 
@@ -1841,20 +1847,22 @@ def test_withdraw_of_the_last_pending_request_leaves_the_queue_open() -> None:
 def test_issued_tells_tokens_that_some_request_had() -> None:
     queue, kernel, _ = make(8)
     assert not queue.issued(0)
-    assert not queue.issued(1)
+    assert not queue.issued(SERIES)
     kernel.answers.append(1)
-    queue.push(fsyncs(2))  # tokens 1 and, refused and offered again, 2 and 3
-    assert [queue.issued(t) for t in (-1, 0, 1, 2, 3, 4)] == [False, False, True, True, True, False]
+    queue.push(fsyncs(2))  # of two series: the second one is not accepted, and offered again
+    assert queue.issued(SERIES)
+    assert queue.issued(2 * SERIES)
+    assert not any(map(queue.issued, (-1, 0, 3 * SERIES)))
 
 
 def test_take_gives_each_request_once() -> None:
     queue, _, _ = make()
     [request] = fsyncs(1)
     queue.push([request])
-    assert queue.take(1) is request
+    assert queue.take(SERIES) is request
     assert queue.in_flight == 0
     with pytest.raises(KeyError):
-        queue.take(1)
+        queue.take(SERIES)
 
 
 def corrupt_bound(queue: SubmissionQueue) -> None:
@@ -1866,7 +1874,7 @@ def corrupt_twice(queue: SubmissionQueue) -> None:
 
 
 def corrupt_both(queue: SubmissionQueue) -> None:
-    queue.in_flight_table[1] = queue.pending[0]
+    queue.in_flight_table[SERIES] = queue.pending[0]
 
 
 def corrupt_offered(queue: SubmissionQueue) -> None:
@@ -1882,11 +1890,11 @@ def corrupt_pending_state(queue: SubmissionQueue) -> None:
 
 
 def corrupt_in_flight_state(queue: SubmissionQueue) -> None:
-    complete_one(queue.in_flight_table[1])
+    complete_one(queue.in_flight_table[SERIES])
 
 
 def corrupt_token(queue: SubmissionQueue) -> None:
-    queue.in_flight_table[0] = queue.in_flight_table.pop(1)
+    queue.in_flight_table[0] = queue.in_flight_table.pop(SERIES)
 
 
 def corrupt_blocked(queue: SubmissionQueue) -> None:

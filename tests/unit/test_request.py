@@ -20,6 +20,7 @@ from rawaio import RWF, BusyError, Completion, Opcode, Request, State, aligned_b
 from rawaio import slab as slab_module
 from rawaio.lifecycle import admit, advance, complete, complete_one, offer, reopen, restore
 from rawaio.request import (
+    SERIES,
     TRANSITIONS,
     Step,
 )
@@ -1027,24 +1028,21 @@ def test_complete_stops_at_the_first_callback() -> None:
     assert complete(completions) == 2
     assert marked(requests) == [True, True, False, False]
     assert complete(completions) == 2
-    assert complete(completions, 1) == 2
-    assert complete(completions, 2) == 2
     assert marked(requests) == [True, True, False, False]
-    assert complete(completions, 3) == 4
-    assert marked(requests) == [True, True, False, True]
+    requests[2].callback = None
+    assert complete(completions) == 4
+    assert marked(requests) == [True, True, True, True]
 
 
-def test_complete_from_start_on_leaves_the_others_alone() -> None:
-    requests = in_flight(True, False, False)
-    assert complete(completions_of(requests), 1) == 3
-    assert marked(requests) == [False, True, True]
-    assert complete([]) == 0
-
-
-def test_complete_finds_the_second_of_equal_completions() -> None:
-    (request,) = in_flight(True)
-    completion = Completion((request, 0, 0))
-    assert complete([completion, completion], 1) == 1
+def test_complete_of_requests_that_are_known() -> None:
+    requests = in_flight(False, True, False)
+    completions = completions_of(requests)
+    assert complete(completions, requests) == 1
+    assert marked(requests) == [True, False, False]
+    requests[1].callback = None
+    assert complete(completions, requests) == 3
+    assert marked(requests) == [True, True, True]
+    assert complete([], ()) == complete([]) == 0
 
 
 def test_complete_lets_go_of_resizable_buffers_and_keeps_others() -> None:
@@ -1078,7 +1076,7 @@ def test_reopen_undoes_from_start_on() -> None:
     complete(completions)
     reopen(completions, 1)
     assert [r.state for r in requests] == [State.COMPLETED, State.IN_FLIGHT, State.IN_FLIGHT]
-    assert complete(completions, 1) == 3
+    assert complete(completions) == 3
 
 
 # -- Completion --------------------------------------------------------------------------------
@@ -1214,19 +1212,19 @@ def test_a_poll_has_an_iocb_of_its_own_and_the_slab_s_is_put_back(n: int) -> Non
     polls = {1, n - 1}
     batch = [make("poll" if i in polls else "fsync", fd=i) for i in range(n)]
     for _ in range(2):
-        slab.fill(50, batch)
+        slab.fill(5 * SERIES, batch)
         expected = [
             batch[i].own_iocb()[1] if i in polls and i < n else at_first[i] for i in range(20)
         ]
         assert pointers_of(slab) == expected
         for i in range(n):
             it = iocb.from_address(expected[i])
-            assert (it.aio_data, it.aio_fildes, it.aio_resfd) == (50 + i, i, 3)
-    slab.fill(90, [make("fsync", fd=7)])
+            assert (it.aio_data, it.aio_fildes, it.aio_resfd) == (5 * SERIES + i, i, 3)
+    slab.fill(6 * SERIES, [make("fsync", fd=7)])
     assert pointers_of(slab) == at_first
-    assert iocb.from_address(at_first[0]).aio_data == 90
+    assert iocb.from_address(at_first[0]).aio_data == 6 * SERIES
     # What the kernel has of them is still there, wherever their poll stands.
-    assert iocb.from_address(batch[1].own_iocb()[1]).aio_data == 51
+    assert iocb.from_address(batch[1].own_iocb()[1]).aio_data == 5 * SERIES + 1
 
 
 def test_an_own_iocb_never_moves() -> None:
@@ -1268,12 +1266,12 @@ def test_two_threads_that_ask_for_the_own_iocb_get_the_same() -> None:
 def test_a_batch_larger_than_the_slab_is_refused() -> None:
     slab = IocbSlab(4, 3)
     with pytest.raises(ValueError, match=r".*"):
-        slab.fill(1, [make("fsync") for _ in range(5)])
+        slab.fill(SERIES, [make("fsync") for _ in range(5)])
 
 
 def test_an_empty_batch() -> None:
     slab = IocbSlab(4, 3)
-    slab.fill(1, [])
+    slab.fill(SERIES, [])
     assert ctypes.string_at(pointers_of(slab)[0], 256) == (bytes(60) + b"\3\0\0\0") * 4
 
 
