@@ -3,11 +3,11 @@
 from .context import IOContext
 from .errors import BulkError, BusyError, ClosedError, ForkedError, RawAIOError, UnsupportedError
 from .memory import aligned_buffer
-from .request import Completion, Request, State
-from .syscalls import RWF, Opcode
+from .request import Completion, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .enums import RWF, Opcode, State
     from .file import File, FileStatistics, open
     from .loops import shutdown
     from .statistics import Statistics
@@ -39,6 +39,9 @@ __version__ = "0.1.0"
 _LATER = {
     "File": ".file",
     "FileStatistics": ".file",
+    "Opcode": ".enums",
+    "RWF": ".enums",
+    "State": ".enums",
     "Statistics": ".statistics",
     "open": ".file",
     "shutdown": ".loops",

@@ -9,9 +9,9 @@ all, is written as one call of such a function. The standard library has the pie
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import starmap
-from operator import call
+
+from ._light import call, deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

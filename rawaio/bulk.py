@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from .pieces import Pieces
     from .protocols import HasFileno
-    from .syscalls import Opcode
 
 __all__ = ["Bulk", "BulkLane"]
 
@@ -101,7 +100,7 @@ class Bulk:
     )
 
     def __init__(
-        self, opcode: Opcode, fd: int | HasFileno, pieces: Pieces, *, rw_flags: int = 0
+        self, opcode: int, fd: int | HasFileno, pieces: Pieces, *, rw_flags: int = 0
     ) -> None:
         """Raises TypeError and ValueError for what is no descriptor."""
         self.opcode = opcode

@@ -9,7 +9,7 @@ Laws:
 
 from __future__ import annotations
 
-from .syscalls import Opcode
+from .syscalls import IOCB_CMD_PREAD, IOCB_CMD_PWRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class BulkCalls:
             ClosedError, ForkedError.
         """
         result: int | bytearray = self._many(
-            Opcode.PREAD, fd, offsets, out, nbytes, lengths=lengths
+            IOCB_CMD_PREAD, fd, offsets, out, nbytes, lengths=lengths
         )
         return result
 
@@ -153,12 +153,12 @@ class BulkCalls:
         of `pread_many`. With neither, one buffer is divided among the offsets, without rest. The
         order is not that of the offsets. Otherwise as `pread_many`.
         """
-        written: int = self._many(Opcode.PWRITE, fd, offsets, data, nbytes, lengths=lengths)
+        written: int = self._many(IOCB_CMD_PWRITE, fd, offsets, data, nbytes, lengths=lengths)
         return written
 
     def _many(
         self,
-        opcode: Opcode,
+        opcode: int,
         fd: int | HasFileno,
         offsets: Numbers,
         memory: Any,  # noqa: ANN401 - checked where it is pinned
@@ -170,7 +170,7 @@ class BulkCalls:
         from .bulk import Bulk, BulkLane  # noqa: PLC0415 - only for who uses it
         from .pieces import Pieces  # noqa: PLC0415
 
-        pieces = Pieces(offsets, memory, nbytes, lengths, reading=opcode is Opcode.PREAD)
+        pieces = Pieces(offsets, memory, nbytes, lengths, reading=opcode == IOCB_CMD_PREAD)
         job = Bulk(opcode, fd, pieces)
         if job.total:
             try:

@@ -18,17 +18,16 @@ import os
 import sys
 from _thread import RLock
 from _weakref import ref  # all of `weakref` takes a millisecond to import
-from functools import partial
-from operator import index
 
 from . import syscalls
+from ._light import index, partial
 from .bulkcalls import BulkCalls
 from .errors import ClosedError, ForkedError
 from .kernel import Kernel, Submitter
 from .queue import PlugSection, QueueFullError, SubmissionQueue
 from .reaping import Reaping
 from .slab import IocbSlab
-from .syscalls import Opcode
+from .syscalls import IOCB_CMD_POLL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,7 +176,7 @@ class IOContext(Reaping, BulkCalls):
             return True
         if any(c[0] is request and c[1] == -errno.ECANCELED for c in _snapshot(self._done)):
             return True
-        if request.opcode is not Opcode.POLL:
+        if request._opcode != IOCB_CMD_POLL:
             return False
         with queue.lock:
             token = next((t for t, r in queue.in_flight_table.items() if r is request), None)
@@ -274,7 +273,7 @@ class IOContext(Reaping, BulkCalls):
             with queue.lock:
                 requests = [*queue.pending, *queue.in_flight_table.values()]
             for request in requests:
-                if request.opcode is Opcode.POLL:
+                if request._opcode == IOCB_CMD_POLL:
                     self.cancel(request)
 
     def __enter__(self) -> Self:

@@ -17,11 +17,10 @@ import ctypes
 import errno
 import os
 from _warnings import warn  # what `warnings` has it from, and takes half a millisecond to import
-from collections import deque
 from itertools import starmap
-from operator import setitem
 
 from . import syscalls
+from ._light import deque, setitem
 from ._uninterrupted import int_call, uninterrupted
 from .errors import ClosedError
 

@@ -7,17 +7,16 @@ short by an exception from outside can be undone or repeated; each says which.
 
 from __future__ import annotations
 
-from operator import itemgetter, length_hint
-
+from ._light import itemgetter, length_hint
 from .errors import BusyError
-from .request import TRANSITIONS, Request, State, Step
+from .request import COMPLETED, IN_FLIGHT, NEW, PENDING, RELEASED, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Final
 
-    from .request import Completion
+    from .request import Completion, Step
 
 __all__ = [
     "admit",
@@ -28,9 +27,9 @@ __all__ = [
     "offer",
     "reopen",
     "restore",
+    "take_back",
 ]
 
-_NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
 _request_of: Final = itemgetter(0)
 
 
@@ -44,6 +43,8 @@ def advance(requests: Sequence[Request], step: Step) -> None:
             changed.
         TypeError: not a Request; nothing has changed. And what pinning a buffer again raises.
     """
+    from .enums import TRANSITIONS, State, Step  # noqa: PLC0415 - see there
+
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(f"a Request is needed, not {type(request).__name__}")
@@ -52,7 +53,7 @@ def advance(requests: Sequence[Request], step: Step) -> None:
     if len(set(requests)) != len(requests):
         raise BusyError("the same request is there twice")
     if step is Step.PUSH:
-        before: dict[Request | None, State] = {}
+        before: dict[Request | None, int] = {}
         looking = iter(requests)
         try:
             admit(looking, before)
@@ -61,11 +62,11 @@ def advance(requests: Sequence[Request], step: Step) -> None:
             raise
     else:
         for request in requests:
-            request._state = TRANSITIONS[request._state, step]
+            request._state = int(TRANSITIONS[State(request._state), step])
 
 
 def admit(
-    requests: Iterable[Request], before: dict[Request | None, State], to: State = _PENDING
+    requests: Iterable[Request], before: dict[Request | None, int], to: int = PENDING
 ) -> None:
     """Take the requests to PENDING, or `to`, one by one, with their buffers pinned.
 
@@ -79,7 +80,7 @@ def admit(
     request: object = None
     try:
         for request in requests:
-            if request._state is _COMPLETED:
+            if request._state is COMPLETED:
                 request._state = to
             else:
                 _admit_anew(request, before)
@@ -87,13 +88,13 @@ def admit(
     except AttributeError:
         if isinstance(request, Request):
             raise
-        before[None] = _NEW
+        before[None] = NEW
         raise TypeError(f"a Request is needed, not {type(request).__name__}") from None
 
 
-def _admit_anew(request: Request, before: dict[Request | None, State]) -> None:
+def _admit_anew(request: Request, before: dict[Request | None, int]) -> None:
     state = request._state
-    if state is _PENDING or state is _IN_FLIGHT:
+    if state is PENDING or state is IN_FLIGHT:
         before[None] = state
         raise BusyError(f"{request!r} is under way already, or there twice")
     before[request] = state
@@ -101,18 +102,18 @@ def _admit_anew(request: Request, before: dict[Request | None, State]) -> None:
 
 
 def restore(
-    requests: Iterable[Request], before: dict[Request | None, State], to: State = _PENDING
+    requests: Iterable[Request], before: dict[Request | None, int], to: int = PENDING
 ) -> None:
     """Undo `admit` for the requests that it looked at and did not refuse."""
     for request in requests:
         if request in before or request._state is to:
-            request._state = before.get(request, _COMPLETED)
+            request._state = before.get(request, COMPLETED)
             if request._resizable:
                 request._anchor = None
 
 
 def looked_at(
-    requests: Sequence[Request], looking: Iterator[Request], before: dict[Request | None, State]
+    requests: Sequence[Request], looking: Iterator[Request], before: dict[Request | None, int]
 ) -> Sequence[Request]:
     """What `admit` took before it was cut short; looking: the iterator it was given."""
     return requests[: len(requests) - length_hint(looking) - (None in before)]
@@ -121,7 +122,14 @@ def looked_at(
 def offer(requests: Iterable[Request]) -> None:
     """`advance` by OFFER, for requests that are known to be PENDING."""
     for request in requests:
-        request._state = _IN_FLIGHT
+        request._state = IN_FLIGHT
+
+
+def take_back(requests: Iterable[Request]) -> None:
+    """`advance` by RETURN, for those that are IN_FLIGHT. May be repeated."""
+    for request in requests:
+        if request._state is IN_FLIGHT:
+            request._state = PENDING
 
 
 def complete(completions: Sequence[Completion], requests: Sequence[Request] | None = None) -> int:
@@ -134,9 +142,9 @@ def complete(completions: Sequence[Completion], requests: Sequence[Request] | No
             return next(i for i, c in enumerate(completions) if c[0] is request)
         if request._resizable:
             request._anchor = None
-            request._state = _RELEASED
+            request._state = RELEASED
         else:
-            request._state = _COMPLETED
+            request._state = COMPLETED
     return len(completions)
 
 
@@ -144,12 +152,12 @@ def complete_one(request: Request) -> None:
     """Mark one request COMPLETED, whether or not it has a callback. May be repeated."""
     if request._resizable:
         request._anchor = None
-        request._state = _RELEASED
+        request._state = RELEASED
     else:
-        request._state = _COMPLETED
+        request._state = COMPLETED
 
 
 def reopen(completions: Sequence[Completion], start: int) -> None:
     """Undo `complete` for the completions from start on, which are to be completed again."""
     for completion in completions[start:]:
-        completion[0]._state = _IN_FLIGHT
+        completion[0]._state = IN_FLIGHT

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections import namedtuple
+
+from ._light import named_tuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         anchor: object
 
 else:
-    Pin = namedtuple("Pin", "address nbytes anchor")  # noqa: PYI024 - typing takes 5 ms to import
+    Pin = named_tuple("Pin", "address nbytes anchor")
 
 
 class _PyBuffer(ctypes.Structure):

@@ -24,14 +24,13 @@ from __future__ import annotations
 import errno
 import sys
 from _thread import RLock  # all of `threading` takes a millisecond to import
-from collections import deque
 from itertools import repeat, starmap
-from operator import length_hint, neg
 
+from ._light import deque, length_hint, neg
 from ._uninterrupted import uninterrupted
 from .errors import BusyError, RawAIOError
-from .lifecycle import admit, advance, looked_at, offer, restore
-from .request import SERIES, Completion, Request, State, Step
+from .lifecycle import admit, looked_at, offer, restore, take_back
+from .request import COMPLETED, IN_FLIGHT, PENDING, SERIES, Completion, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PASSES", "PlugSection", "QueueFullError", "SubmissionQueue"]
 
-_PENDING, _IN_FLIGHT, _COMPLETED = State.PENDING, State.IN_FLIGHT, State.COMPLETED
 # Whether threads take turns between bytecodes, and only behind calls and jumps back. Asked of the
 # build: a free-threaded one may have a GIL while some module is imported, and none afterwards.
 _GIL: Final[bool] = "t" not in sys.abiflags
@@ -238,7 +236,7 @@ class SubmissionQueue:
 
     def issued(self, token: int) -> bool:
         """Whether some request had this token; an event with another one is nobody's."""
-        return 0 < token < self._next_token
+        return SERIES <= token < self._next_token
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -257,7 +255,7 @@ class SubmissionQueue:
         n = len(requests)
         if n and not (pending or self._plugs or self._offered) and self._refusal is None:
             one = requests[0] if n == 1 and _GIL else None
-            if type(one) is Request and one._state is _COMPLETED:
+            if type(one) is Request and one._state is COMPLETED:
                 if self._push_one(one):
                     return 1
             elif self._push_through(requests, n):
@@ -266,16 +264,16 @@ class SubmissionQueue:
             request = requests[0]
             # From the second condition on no call and no loop until the append: no other thread and
             # no signal handler runs in between, so the lock would only cost time.
-            if type(request) is Request and request._state is _COMPLETED and self._refusal is None:
+            if type(request) is Request and request._state is COMPLETED and self._refusal is None:
                 submitted = self.submitted
                 try:
-                    request._state = _PENDING
+                    request._state = PENDING
                     self.submitted = submitted + 1
                     pending.append(request)
                 except BaseException:
                     with self.lock:
-                        if request._state is _PENDING and request not in pending:
-                            request._state = _COMPLETED
+                        if request._state is PENDING and request not in pending:
+                            request._state = COMPLETED
                             self.submitted = submitted
                     raise
                 if not self.blocked and (not self._plugs or len(pending) >= self.max_batch):
@@ -311,7 +309,7 @@ class SubmissionQueue:
             room = self.nr_events - len(in_flight) - len(self.whole[1])
             if (
                 room < 1
-                or request._state is not _COMPLETED
+                or request._state is not COMPLETED
                 or self.pending
                 or self._plugs
                 or self._refusal is not None
@@ -323,7 +321,7 @@ class SubmissionQueue:
             self._due = False
             self._first = first = self._next_token
             self._next_token = first + SERIES
-            request._state = _IN_FLIGHT
+            request._state = IN_FLIGHT
             self.submitted = submitted + 1
             in_flight[first] = request
             offered.append(request)  # from here on it is taken, and `_settle` knows of it
@@ -338,7 +336,7 @@ class SubmissionQueue:
                     self.blocked = bool(self.pending)
                 elif submitted >= 0:
                     in_flight.pop(first, None)
-                    request._state = _COMPLETED
+                    request._state = COMPLETED
                     self.submitted = submitted
                 turn.release()
             raise
@@ -351,7 +349,7 @@ class SubmissionQueue:
         turn = self.turn
         if n > self.max_offer or turn._is_owned():
             return False
-        before: dict[Request | None, State] = {}
+        before: dict[Request | None, int] = {}
         looking, feed = iter(requests), iter(requests)
         offered = self._offered
         counted = False
@@ -368,7 +366,7 @@ class SubmissionQueue:
                 ):
                     self._decline()
                     return False
-                admit(looking, before, _IN_FLIGHT)
+                admit(looking, before, IN_FLIGHT)
                 self._due = False
                 self._first = first = self._next_token
                 self._next_token = first + SERIES
@@ -388,7 +386,7 @@ class SubmissionQueue:
                 else:
                     if counted:
                         self.submitted -= n
-                    restore(looked_at(requests, looking, before), before, _IN_FLIGHT)
+                    restore(looked_at(requests, looking, before), before, IN_FLIGHT)
                 self._decline()
             raise
         if self._due or self._refused_some:
@@ -409,7 +407,7 @@ class SubmissionQueue:
             raise QueueFullError(
                 f"{len(pending)} requests are pending, and at most {self.max_pending} may be"
             )
-        before: dict[Request | None, State] = {}
+        before: dict[Request | None, int] = {}
         looking, feed = iter(requests), iter(requests)
         counted = False
         try:
@@ -578,8 +576,7 @@ class SubmissionQueue:
                 table = self.in_flight_table
                 for token in range(self._first + accepted, self._first + len(offered)):
                     table.pop(token, None)
-                back = [r for r in offered[accepted:] if r.state is State.IN_FLIGHT]
-                advance(back, Step.RETURN)
+                take_back(offered[accepted:])
                 if outcome and accepted == 0:
                     gone = self._refused_first(offered, outcome)
                 self.pending.extendleft(starmap(offered.pop, repeat((), len(offered) - accepted)))
@@ -658,8 +655,8 @@ class SubmissionQueue:
             assert len(set(map(id, everything))) == len(everything)
             assert not self._offered
             assert not self._outcome
-            assert all(r.state is State.PENDING for r in self.pending)
-            assert all(r.state is State.IN_FLIGHT for r in in_flight)
+            assert all(r._state is PENDING for r in self.pending)
+            assert all(r._state is IN_FLIGHT for r in in_flight)
             assert all(map(self.issued, self.in_flight_table))
             if self.pending and not self._plugs:
                 assert self.blocked

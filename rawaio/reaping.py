@@ -20,9 +20,9 @@ import errno
 import sys
 import time
 from _thread import get_ident
-from collections import deque
 from itertools import repeat, starmap
 
+from ._light import deque
 from .errors import BusyError, RawAIOError
 from .lifecycle import complete, complete_one, reopen
 from .queue import _GIL, MAX_PASSES, SubmissionQueue

@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
-from enum import Enum, IntEnum
-from operator import index
+from _collections_abc import Sequence  # all of `collections` takes 2 ms to import
 
 from . import memory, syscalls
+from ._light import cache, index, tuplegetter
 from .errors import BusyError
-from .syscalls import Opcode
+from .syscalls import (
+    IOCB_CMD_FDSYNC,
+    IOCB_CMD_FSYNC,
+    IOCB_CMD_POLL,
+    IOCB_CMD_PREAD,
+    IOCB_CMD_PREADV,
+    IOCB_CMD_PWRITE,
+    IOCB_CMD_PWRITEV,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +36,18 @@ if TYPE_CHECKING:
 
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from .enums import TRANSITIONS, Opcode, State, Step
     from .protocols import HasFileno
 
 __all__ = [
+    "COMPLETED",
     "IMAGE_SIZE",
+    "IN_FLIGHT",
     "IOCB_SIZE",
+    "NEW",
     "OPCODE_BYTE",
+    "PENDING",
+    "RELEASED",
     "SERIES",
     "TRANSITIONS",
     "Completion",
@@ -45,38 +58,13 @@ __all__ = [
 ]
 
 
-class State(IntEnum):
-    """Where a request is."""
-
-    NEW = 0
-    PENDING = 1  # taken, not yet offered to the kernel
-    IN_FLIGHT = 2  # offered to the kernel, not yet completed
-    COMPLETED = 3
-    RELEASED = 4  # completed, and its resizable buffer let go
-
-
-class Step(Enum):
-    """What happens to a request."""
-
-    PUSH = "push"  # given to a queue
-    OFFER = "offer"  # part of an io_submit
-    RETURN = "return"  # not accepted by that io_submit, to be offered again
-    REJECT = "reject"  # completed without having been in flight: refused or cancelled
-    COMPLETE = "complete"  # its event was reaped
-
-
-TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
-    (State.NEW, Step.PUSH): State.PENDING,
-    (State.COMPLETED, Step.PUSH): State.PENDING,
-    (State.RELEASED, Step.PUSH): State.PENDING,
-    (State.PENDING, Step.OFFER): State.IN_FLIGHT,
-    (State.PENDING, Step.REJECT): State.COMPLETED,
-    (State.IN_FLIGHT, Step.RETURN): State.PENDING,
-    (State.IN_FLIGHT, Step.COMPLETE): State.COMPLETED,
-}
-
-_NEW, _PENDING, _IN_FLIGHT, _COMPLETED, _RELEASED = State
-_UNDER_WAY: Final = (_PENDING, _IN_FLIGHT)
+# The numbers of `State`: enumerations are for who looks from outside.
+NEW: Final = 0
+PENDING: Final = 1
+IN_FLIGHT: Final = 2
+COMPLETED: Final = 3
+RELEASED: Final = 4
+_UNDER_WAY: Final = (PENDING, IN_FLIGHT)
 
 # What is skipped is zero: aio_data and aio_offset are written by `slab`, and aio_key and
 # aio_reserved2 by nobody. The last field, aio_resfd, is the slab's and not in the image.
@@ -94,13 +82,19 @@ _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
 # POLLERR, POLLHUP and POLLNVAL, the same everywhere. `select` is for who uses it.
 _ALWAYS_POLLED: Final = 0x8 | 0x10 | 0x20
 
-# Looked up once: to find a member in an Enum takes longer than all else that a hot path does.
-_POLL: Final = Opcode.POLL
-# Tuples: a member's hash is a function of Python's, and to compare is none.
-_SINGLE: Final = (Opcode.PREAD, Opcode.PWRITE)
-_VECTORED: Final = (Opcode.PREADV, Opcode.PWRITEV)
-_READS: Final = (Opcode.PREAD, Opcode.PREADV)
+_SINGLE: Final = (IOCB_CMD_PREAD, IOCB_CMD_PWRITE)
+_VECTORED: Final = (IOCB_CMD_PREADV, IOCB_CMD_PWRITEV)
+_READS: Final = (IOCB_CMD_PREAD, IOCB_CMD_PREADV)
 _TRANSFERS: Final = _SINGLE + _VECTORED
+_NAMES: Final = {
+    IOCB_CMD_PREAD: "PREAD",
+    IOCB_CMD_PWRITE: "PWRITE",
+    IOCB_CMD_FSYNC: "FSYNC",
+    IOCB_CMD_FDSYNC: "FDSYNC",
+    IOCB_CMD_POLL: "POLL",
+    IOCB_CMD_PREADV: "PREADV",
+    IOCB_CMD_PWRITEV: "PWRITEV",
+}
 
 
 class Request:
@@ -152,8 +146,8 @@ class Request:
         Raises:
             TypeError, ValueError: no request that the kernel could take.
         """
-        self._opcode = opcode if type(opcode) is Opcode else _checked_opcode(opcode)
-        self._state = _NEW
+        self._opcode = _checked_opcode(opcode)
+        self._state = NEW
         self.callback = callback
         self.user_data = user_data
         self._fd, self._fileno = fd, fileno_of(fd)
@@ -168,22 +162,22 @@ class Request:
         self._transfers = self._opcode in _TRANSFERS
         if self._transfers:
             if events:
-                raise ValueError(f"{self._opcode.name} takes no events")
+                raise ValueError(f"{_NAMES[self._opcode]} takes no events")
             offset = _checked_offset(offset)
             self._pin(buffer)
             if self._resizable:
                 self._anchor = None
         else:
             if buffer is not None or offset:
-                raise ValueError(f"{self._opcode.name} takes neither buffer nor offset")
+                raise ValueError(f"{_NAMES[self._opcode]} takes neither buffer nor offset")
             if rw_flags:
-                raise ValueError(f"{self._opcode.name} takes no rw_flags")
-            if self._opcode is _POLL:
+                raise ValueError(f"{_NAMES[self._opcode]} takes no rw_flags")
+            if self._opcode == IOCB_CMD_POLL:
                 self._events = self._pinned_at = _checked_events(events)
                 block = (ctypes.c_char * IOCB_SIZE)()
                 self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
             elif events:
-                raise ValueError(f"{self._opcode.name} takes no events")
+                raise ValueError(f"{_NAMES[self._opcode]} takes no events")
         self._encode(offset)
 
     # -- constructors -------------------------------------------------------------------------
@@ -214,7 +208,7 @@ class Request:
         Source: pread(2), io_submit(2).
         """
         return cls(
-            Opcode.PREAD,
+            IOCB_CMD_PREAD,
             fd,
             buffer,
             offset,
@@ -241,7 +235,7 @@ class Request:
         Source: pwrite(2), io_submit(2).
         """
         return cls(
-            Opcode.PWRITE,
+            IOCB_CMD_PWRITE,
             fd,
             buffer,
             offset,
@@ -268,7 +262,7 @@ class Request:
         Source: preadv(2), io_submit(2).
         """
         return cls(
-            Opcode.PREADV,
+            IOCB_CMD_PREADV,
             fd,
             buffers,
             offset,
@@ -295,7 +289,7 @@ class Request:
         Source: pwritev(2), io_submit(2).
         """
         return cls(
-            Opcode.PWRITEV,
+            IOCB_CMD_PWRITEV,
             fd,
             buffers,
             offset,
@@ -321,7 +315,7 @@ class Request:
 
         Source: fsync(2), io_submit(2).
         """
-        return cls(Opcode.FSYNC, fd, priority=priority, callback=callback, user_data=user_data)
+        return cls(IOCB_CMD_FSYNC, fd, priority=priority, callback=callback, user_data=user_data)
 
     @classmethod
     def fdsync(
@@ -336,7 +330,7 @@ class Request:
 
         Source: fdatasync(2), io_submit(2).
         """
-        return cls(Opcode.FDSYNC, fd, priority=priority, callback=callback, user_data=user_data)
+        return cls(IOCB_CMD_FDSYNC, fd, priority=priority, callback=callback, user_data=user_data)
 
     @classmethod
     def poll(
@@ -354,19 +348,21 @@ class Request:
 
         Source: poll(2), io_submit(2).
         """
-        return cls(Opcode.POLL, fd, events=events, callback=callback, user_data=user_data)
+        return cls(IOCB_CMD_POLL, fd, events=events, callback=callback, user_data=user_data)
 
     # -- what it is ---------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
         """Where it is in its life cycle; RELEASED counts as COMPLETED."""
-        return _COMPLETED if self._state is _RELEASED else self._state
+        return _states()[self._state]
 
     @property
     def opcode(self) -> Opcode:
         """What it does."""
-        return self._opcode
+        from .enums import Opcode  # noqa: PLC0415 - see there
+
+        return Opcode(self._opcode)
 
     @property
     def nbytes(self) -> int:
@@ -393,10 +389,10 @@ class Request:
     @offset.setter
     def offset(self, offset: int) -> None:
         state = self._state
-        if state is _PENDING or state is _IN_FLIGHT:
+        if state is PENDING or state is IN_FLIGHT:
             self._refuse_change()
         if not self._transfers:
-            raise TypeError(f"{self._opcode.name} has no offset")
+            raise TypeError(f"{_NAMES[self._opcode]} has no offset")
         if type(offset) is int and 0 <= offset <= _MAX_OFFSET:
             self._iocb = self._iocb[0], offset
         else:
@@ -412,13 +408,13 @@ class Request:
         if self._state in _UNDER_WAY:
             self._refuse_change()
         if not self._transfers:
-            raise TypeError(f"{self._opcode.name} has no buffer")
+            raise TypeError(f"{_NAMES[self._opcode]} has no buffer")
         self._pin(buffer)
         self._encode(self._iocb[1])
         if self._resizable:
             self._anchor = None
-            if self._state is _COMPLETED:
-                self._state = _RELEASED
+            if self._state is COMPLETED:
+                self._state = RELEASED
 
     buffers = buffer
 
@@ -445,7 +441,7 @@ class Request:
         if self._state in _UNDER_WAY:
             self._refuse_change()
         if not self._transfers:
-            raise TypeError(f"{self._opcode.name} has no rw_flags")
+            raise TypeError(f"{_NAMES[self._opcode]} has no rw_flags")
         self._rw_flags = _checked_rw_flags(rw_flags)
         self._encode(self._iocb[1])
 
@@ -462,10 +458,10 @@ class Request:
         self._encode(self._iocb[1])
 
     def __repr__(self) -> str:
-        what = f"{self._opcode.name.lower()} fd {self._fileno}"
+        what = f"{_NAMES[self._opcode].lower()} fd {self._fileno}"
         if self._transfers:
             what += f", {self._nbytes} bytes at offset {self.offset}"
-        elif self._opcode is Opcode.POLL:
+        elif self._opcode == IOCB_CMD_POLL:
             what += f", events {self._events:#x}"
         return f"<rawaio.Request {what}, {self.state.name}>"
 
@@ -473,11 +469,11 @@ class Request:
 
     def error(self, errno: int) -> OSError:
         """The `OSError` for this request with that errno; says what was asked for."""
-        return syscalls.kernel_error(errno, self._opcode.name.lower(), repr(self))
+        return syscalls.kernel_error(errno, _NAMES[self._opcode].lower(), repr(self))
 
     def poll_result(self, res: int) -> int:
         """A poll's res without the bits that nobody asked for (the kernel adds aliases)."""
-        if self._opcode is _POLL:
+        if self._opcode == IOCB_CMD_POLL:
             return res & (self._events | _ALWAYS_POLLED)
         return res
 
@@ -503,9 +499,8 @@ class Request:
             if isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(
                 buffer, Sequence
             ):
-                raise TypeError(
-                    f"{self._opcode.name} takes a sequence of buffers, not {type(whole).__name__}"
-                )
+                name = _NAMES[self._opcode]
+                raise TypeError(f"{name} takes a sequence of buffers, not {type(whole).__name__}")
             whole = tuple(whole)  # the caller may change a list
             if len(whole) > syscalls.UIO_MAXIOV:
                 raise ValueError(
@@ -580,11 +575,9 @@ class Completion(tuple[Request, int, int]):
 
     else:
         # A named tuple's fields are read by C code; a property's function would be called.
-        _field = type(memory.Pin.nbytes)
-        request = _field(0, "The request, which may be under way again by now.")
-        res = _field(1, "Bytes, 0, a mask of events, or a negative errno.")
-        res2 = _field(2, "The kernel's second word, 0 for requests of today.")
-        del _field
+        request = tuplegetter(0, "The request, which may be under way again by now.")
+        res = tuplegetter(1, "Bytes, 0, a mask of events, or a negative errno.")
+        res2 = tuplegetter(2, "The kernel's second word, 0 for requests of today.")
 
     def result(self) -> int:
         """Bytes transferred, 0 for a sync, the mask for a poll; 64 bits. Does not enter the kernel.
@@ -607,6 +600,14 @@ class Completion(tuple[Request, int, int]):
         return f"<rawaio.Completion res {self[1]}, res2 {self[2]}, of {self[0]!r}>"
 
 
+@cache
+def _states() -> tuple[State, ...]:
+    """By number. RELEASED counts as COMPLETED."""
+    from .enums import State  # noqa: PLC0415 - see there
+
+    return State.NEW, State.PENDING, State.IN_FLIGHT, State.COMPLETED, State.COMPLETED
+
+
 # -- checks ------------------------------------------------------------------------------------
 
 
@@ -627,12 +628,11 @@ def fileno_of(fd: int | HasFileno) -> int:
     return number
 
 
-def _checked_opcode(opcode: int) -> Opcode:
-    try:
-        return Opcode(opcode)
-    except ValueError:
-        known = ", ".join(f"{o.name} {o.value}" for o in Opcode)
-        raise ValueError(f"unknown opcode {opcode!r}; known are {known}") from None
+def _checked_opcode(opcode: int) -> int:
+    if opcode not in _NAMES:
+        known = ", ".join(f"{name} {number}" for number, name in _NAMES.items())
+        raise ValueError(f"unknown opcode {opcode!r}; known are {known}")
+    return index(opcode)
 
 
 def _checked_offset(offset: int) -> int:
@@ -664,3 +664,13 @@ def _checked_events(events: int) -> int:
     if not 0 < events < 1 << 16:
         raise ValueError(f"events must be a mask of 16 bits with one set at least, not {events}")
     return events
+
+
+if not TYPE_CHECKING:  # or checkers would believe in any name
+
+    def __getattr__(name: str) -> object:
+        if name in {"TRANSITIONS", "State", "Step"}:
+            from . import enums  # noqa: PLC0415 - see there
+
+            return getattr(enums, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,18 +43,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from enum import Enum
-from functools import partial
 from itertools import starmap
 
 from . import syscalls
+from ._light import partial
 from ._uninterrupted import int_call
 from .errors import ClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, Final, Literal, NoReturn
+    from typing import Any, ClassVar, Final, Literal, NoReturn
 
 __all__ = ["CompletionRing", "Ordering", "SyscallEvents", "choose_ordering"]
 
@@ -65,13 +64,30 @@ _SEQ_CST: Final = 5  # memory_order_seq_cst of <stdatomic.h>
 _WORD: Final = 8  # bytes of a field of an event
 
 
-class Ordering(Enum):
-    """How the loads and stores of the ring are kept in order; see the module's text."""
+class Ordering:
+    """How the loads and stores of the ring are kept in order; see the module's text.
 
-    TSO = "x86_64 keeps loads in order, no fence needed"
-    FENCE = "atomic_thread_fence of libatomic"
-    COUNTED = "no more events than the eventfd has counted"
-    NONE = "no means found"
+    One of four; no `Enum`, which would take longer to import than all of this.
+    """
+
+    __slots__ = ("name", "value")
+    TSO: ClassVar[Ordering]
+    FENCE: ClassVar[Ordering]
+    COUNTED: ClassVar[Ordering]
+    NONE: ClassVar[Ordering]
+
+    def __init__(self, name: str, value: str) -> None:
+        self.name = name
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"<Ordering.{self.name}: {self.value!r}>"
+
+
+Ordering.TSO = Ordering("TSO", "x86_64 keeps loads in order, no fence needed")
+Ordering.FENCE = Ordering("FENCE", "atomic_thread_fence of libatomic")
+Ordering.COUNTED = Ordering("COUNTED", "no more events than the eventfd has counted")
+Ordering.NONE = Ordering("NONE", "no means found")
 
 
 def choose_ordering(

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from array import array
-from functools import cache
-from operator import itemgetter
 
+from ._light import cache, itemgetter
 from .request import IMAGE_SIZE, IOCB_SIZE, OPCODE_BYTE
-from .syscalls import Opcode
+from .syscalls import IOCB_CMD_POLL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IocbSlab"]
 
-_POLL: Final = Opcode.POLL
 # From how many requests on a column is cheaper than a store for each.
 _FEW: Final = 4
 _image_of: Final = itemgetter(0)
@@ -47,6 +44,7 @@ class IocbSlab:
 
     __slots__ = (
         "_addresses",
+        "_array",
         "_block",
         "_bytes",
         "_high",
@@ -65,7 +63,10 @@ class IocbSlab:
 
     def __init__(self, capacity: int, resfd: int) -> None:
         """capacity: requests in one batch. resfd: the eventfd that each completion signals."""
+        from array import array  # noqa: PLC0415 - only for who has a context
+
         self.capacity = capacity
+        self._array = array
         self._block = (ctypes.c_char * (IOCB_SIZE * capacity))()
         self._bytes = memoryview(self._block).cast("B")
         self._words = self._bytes.cast("q")
@@ -110,7 +111,7 @@ class IocbSlab:
                 self._images = [image]
             words[0] = first_token
             words[5] = offset
-            if request._opcode is _POLL:
+            if request._opcode == IOCB_CMD_POLL:
                 self._fill_own(batch)
             return
         iocbs = [r._iocb for r in batch]
@@ -122,7 +123,7 @@ class IocbSlab:
                 self._high = -1
                 joined = self._resfd.join(images)
                 self._bytes[: len(joined)] = joined
-                self._polls = _POLL in joined[OPCODE_BYTE::IOCB_SIZE]
+                self._polls = IOCB_CMD_POLL in joined[OPCODE_BYTE::IOCB_SIZE]
                 self._images = images
             if n <= _FEW:
                 for i, offset in enumerate(offsets):
@@ -135,9 +136,9 @@ class IocbSlab:
                 words[8 * i] = first_token + i
         elif first_token >> 48 == self._high:
             series = first_token >> 16 & 0xFFFF_FFFF
-            self._series[0 : 16 * n : 16] = array("I", (series,)) * n
+            self._series[0 : 16 * n : 16] = self._array("I", (series,)) * n
         else:
-            words[0 : 8 * n : 8] = array("q", range(first_token, first_token + n))
+            words[0 : 8 * n : 8] = self._array("q", range(first_token, first_token + n))
             self._high = first_token >> 48
         if self._polls:
             self._fill_own(batch)
@@ -154,7 +155,7 @@ class IocbSlab:
 
     def _fill_own(self, batch: Sequence[Request]) -> None:
         for i, request in enumerate(batch):
-            if request._opcode is _POLL:
+            if request._opcode == IOCB_CMD_POLL:
                 block, address = request.own_iocb()
                 block[:] = self._bytes[IOCB_SIZE * i : IOCB_SIZE * (i + 1)]
                 self._own.append(i)

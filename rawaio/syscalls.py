@@ -20,10 +20,8 @@ import errno
 import os
 import struct
 import sys
-from collections import namedtuple
-from enum import IntEnum, IntFlag
-from functools import cache
 
+from ._light import cache, named_tuple
 from .errors import UnsupportedError
 
 TYPE_CHECKING = False
@@ -31,9 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final, NamedTuple, Never, NoReturn
 
+    from .enums import RWF, Opcode
+
 __all__ = [
     "AIO_RING_INCOMPAT_FEATURES",
     "AIO_RING_MAGIC",
+    "IOCB_CMD_FDSYNC",
+    "IOCB_CMD_FSYNC",
+    "IOCB_CMD_POLL",
+    "IOCB_CMD_PREAD",
+    "IOCB_CMD_PREADV",
+    "IOCB_CMD_PWRITE",
+    "IOCB_CMD_PWRITEV",
     "IOCB_FLAG_IOPRIO",
     "IOCB_FLAG_RESFD",
     "MAX_RW_COUNT",
@@ -76,7 +83,7 @@ if TYPE_CHECKING:
         fallocate: int
 
 else:
-    SyscallNumbers = namedtuple(  # noqa: PYI024 - typing takes 5 ms to import
+    SyscallNumbers = named_tuple(
         "SyscallNumbers",
         "io_setup io_destroy io_getevents io_submit io_cancel io_pgetevents "
         "eventfd2 statx io_uring_setup fallocate",
@@ -97,32 +104,15 @@ IOCB_FLAG_IOPRIO: Final = 1 << 1
 MAX_RW_COUNT: Final = 0x7FFFF000
 UIO_MAXIOV: Final = 1024
 
+IOCB_CMD_PREAD: Final = 0
+IOCB_CMD_PWRITE: Final = 1
+IOCB_CMD_FSYNC: Final = 2
+IOCB_CMD_FDSYNC: Final = 3
+IOCB_CMD_POLL: Final = 5
+IOCB_CMD_PREADV: Final = 7
+IOCB_CMD_PWRITEV: Final = 8
+
 _AT_EMPTY_PATH: Final = 0x1000
-
-
-class Opcode(IntEnum):
-    """`IOCB_CMD_*` of `<linux/aio_abi.h>`, those that the kernel implements."""
-
-    PREAD = 0
-    PWRITE = 1
-    FSYNC = 2
-    FDSYNC = 3
-    POLL = 5
-    PREADV = 7
-    PWRITEV = 8
-
-
-class RWF(IntFlag):
-    """`RWF_*` of `<linux/fs.h>`; a kernel that lacks one refuses the request with EOPNOTSUPP."""
-
-    HIPRI = 0x01
-    DSYNC = 0x02
-    SYNC = 0x04
-    NOWAIT = 0x08
-    APPEND = 0x10
-    NOAPPEND = 0x20
-    ATOMIC = 0x40
-    DONTCACHE = 0x80
 
 
 class _KernelStructure(ctypes.Structure):
@@ -464,3 +454,13 @@ def _signed(name: str, value: int) -> int:
     if not -1 << 63 <= value < 1 << 63:
         raise ValueError(f"{name} must be a 64-bit number, not {value}")
     return value
+
+
+if not TYPE_CHECKING:  # or checkers would believe in any name
+
+    def __getattr__(name: str) -> object:
+        if name in {"Opcode", "RWF"}:
+            from . import enums  # noqa: PLC0415 - see there
+
+            return getattr(enums, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ import pytest
 
 import rawaio
 from rawaio import Completion, RawAIOError, Request, syscalls
+from rawaio.request import SERIES
 from tests.context_support import (
     LIMIT_S,
     Pipe,
@@ -167,7 +168,7 @@ def test_what_io_getevents_has_brought_comes_before_what_is_in_the_ring(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(ctx._by_syscall), "columns", interrupted)
+            patch.setattr(type(ctx._by_syscall), "_span", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 ctx.reap()
         ctx.submit(later)
@@ -395,7 +396,7 @@ def test_a_stranger_with_an_old_token_is_not_given_back_again(
     first, second = _write(null), _write(null)
     ctx.submit(first)
     assert requests(ctx.reap(min_nr=1)) == [first]
-    Stranger(ctx, null).submit(1)
+    Stranger(ctx, null).submit(SERIES)
     ctx.submit(second)
     with unraisable() as raised:
         assert requests(ctx.reap(min_nr=1)) == [second]
