@@ -87,6 +87,12 @@ def test_a_limit_of_one_is_allowed(name: str) -> None:
     assert getattr(SubmissionQueue(always(0), **limits), name) == 1
 
 
+def test_what_is_offered_at_once_has_one_series_of_tokens() -> None:
+    assert SubmissionQueue(always(0), nr_events=1, max_offer=SERIES).max_offer == SERIES
+    with pytest.raises(ValueError, match=f"max_offer must be {SERIES} at most, not {SERIES + 1}"):
+        SubmissionQueue(always(0), nr_events=1, max_offer=SERIES + 1)
+
+
 def test_refused_between_the_look_and_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """`push` looks first, for a forked child; and again when it has the lock."""
     queue = SubmissionQueue(always(0), nr_events=7)

@@ -18,7 +18,16 @@ import pytest
 
 from rawaio import RWF, BusyError, Completion, Opcode, Request, State, aligned_buffer, memory
 from rawaio import slab as slab_module
-from rawaio.lifecycle import admit, advance, complete, complete_one, offer, reopen, restore
+from rawaio.lifecycle import (
+    admit,
+    advance,
+    complete,
+    complete_one,
+    offer,
+    reopen,
+    restore,
+    take_back,
+)
 from rawaio.request import (
     SERIES,
     TRANSITIONS,
@@ -1068,6 +1077,14 @@ def test_complete_one_asks_for_no_callback() -> None:
     complete_one(request)
     assert request._state == State.RELEASED
     cast("bytearray", request.buffer).append(1)
+
+
+def test_take_back_is_return_for_those_in_flight() -> None:
+    requests = in_flight(False, False, False)
+    complete_one(requests[1])
+    for _ in range(2):
+        take_back(requests)
+        assert [r.state for r in requests] == [State.PENDING, State.COMPLETED, State.PENDING]
 
 
 def test_reopen_undoes_from_start_on() -> None:

@@ -593,6 +593,14 @@ def test_choice_of_ordering(
     assert len(looked_for) == (machine == "aarch64")
 
 
+def test_an_ordering_says_what_it_is() -> None:
+    assert repr(Ordering.COUNTED) == (
+        "<Ordering.COUNTED: 'no more events than the eventfd has counted'>"
+    )
+    for ordering in (Ordering.TSO, Ordering.FENCE, Ordering.COUNTED, Ordering.NONE):
+        assert getattr(Ordering, ordering.name) is ordering
+
+
 @pytest.mark.parametrize(
     ("machine", "fence", "counted", "expected"),
     [
