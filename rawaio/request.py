@@ -150,9 +150,14 @@ class Request:
         self._state = NEW
         self.callback = callback
         self.user_data = user_data
-        self._fd, self._fileno = fd, fileno_of(fd)
-        self._rw_flags = _checked_rw_flags(rw_flags)
-        self._priority = _checked_priority(priority)
+        # What is most often given is looked at here: a call of each check would cost as much as
+        # the rest.
+        self._fd = fd
+        self._fileno = fd if type(fd) is int and 0 <= fd <= _MAX_FD else fileno_of(fd)
+        self._rw_flags = (
+            rw_flags if type(rw_flags) is int and rw_flags == 0 else _checked_rw_flags(rw_flags)
+        )
+        self._priority = None if priority is None else _checked_priority(priority)
         self._anchor: object = None
         self._buffer: Any = None
         self._iocb: tuple[bytes, int]
@@ -163,7 +168,8 @@ class Request:
         if self._transfers:
             if events:
                 raise ValueError(f"{_NAMES[self._opcode]} takes no events")
-            offset = _checked_offset(offset)
+            if type(offset) is not int or not 0 <= offset <= _MAX_OFFSET:
+                offset = _checked_offset(offset)
             self._pin(buffer)
             if self._resizable:
                 self._anchor = None
@@ -454,7 +460,7 @@ class Request:
     def priority(self, priority: int | None) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        self._priority = _checked_priority(priority)
+        self._priority = None if priority is None else _checked_priority(priority)
         self._encode(self._iocb[1])
 
     def __repr__(self) -> str:
@@ -636,8 +642,7 @@ def _checked_opcode(opcode: int) -> int:
 
 
 def _checked_offset(offset: int) -> int:
-    if type(offset) is not int:
-        offset = index(offset)
+    offset = index(offset)
     if not 0 <= offset <= _MAX_OFFSET:
         raise ValueError(f"offset must be within 0..2**63-1, not {offset}")
     return offset
@@ -650,9 +655,7 @@ def _checked_rw_flags(rw_flags: int) -> int:
     return rw_flags
 
 
-def _checked_priority(priority: int | None) -> int | None:
-    if priority is None:
-        return None
+def _checked_priority(priority: int) -> int:
     priority = index(priority)
     if not 0 <= priority <= _MAX_PRIORITY:
         raise ValueError(f"priority must be within 0..{_MAX_PRIORITY}, not {priority}")

@@ -373,10 +373,8 @@ class BouncedRead(_Read):
         self._slot = slot = file.take_slot(self.nbytes)
         self.view = slot.buffer
         self.request = request = slot.request
-        request._iocb = (
-            request._iocb[0],
-            self.offset,
-        )  # known to be right, and the request not to be under way
+        # Known to be right, and the request not to be under way.
+        request._iocb = request._iocb[0], self.offset
         self.phase = Phase.STARTED
         return request
 
