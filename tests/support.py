@@ -50,6 +50,7 @@ def interrupted_at(step: int, module: str | None, call: Callable[[], object]) ->
                 raise Interruption
         return trace
 
+    sys._getframe().f_trace_opcodes = True  # CPython 3.12 has such events once a frame asked
     before = sys.gettrace()
     sys.settrace(trace)
     try:
