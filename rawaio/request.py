@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
     from .enums import TRANSITIONS, Opcode, State, Step
     from .protocols import HasFileno
+else:  # not for checkers, which would believe in any name
+
+    def __getattr__(name: str) -> object:
+        if name in {"TRANSITIONS", "State", "Step"}:
+            from . import enums
+
+            return getattr(enums, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "COMPLETED",
@@ -667,13 +676,3 @@ def _checked_events(events: int) -> int:
     if not 0 < events < 1 << 16:
         raise ValueError(f"events must be a mask of 16 bits with one set at least, not {events}")
     return events
-
-
-if not TYPE_CHECKING:  # or checkers would believe in any name
-
-    def __getattr__(name: str) -> object:
-        if name in {"TRANSITIONS", "State", "Step"}:
-            from . import enums  # noqa: PLC0415 - see there
-
-            return getattr(enums, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

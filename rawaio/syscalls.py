@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from typing import Any, Final, NamedTuple, Never, NoReturn
 
     from .enums import RWF, Opcode
+else:  # not for checkers, which would believe in any name
+
+    def __getattr__(name: str) -> object:
+        if name in {"Opcode", "RWF"}:
+            from . import enums
+
+            return getattr(enums, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AIO_RING_INCOMPAT_FEATURES",
@@ -454,13 +463,3 @@ def _signed(name: str, value: int) -> int:
     if not -1 << 63 <= value < 1 << 63:
         raise ValueError(f"{name} must be a 64-bit number, not {value}")
     return value
-
-
-if not TYPE_CHECKING:  # or checkers would believe in any name
-
-    def __getattr__(name: str) -> object:
-        if name in {"Opcode", "RWF"}:
-            from . import enums  # noqa: PLC0415 - see there
-
-            return getattr(enums, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
