@@ -42,7 +42,7 @@ else:  # not for checkers, which would believe in any name
 
     def __getattr__(name: str) -> object:
         if name in {"TRANSITIONS", "State", "Step"}:
-            from . import enums
+            from . import enums  # noqa: PLC0415 - see there
 
             return getattr(enums, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
