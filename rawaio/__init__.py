@@ -54,7 +54,9 @@ if not TYPE_CHECKING:  # or checkers would believe in any name
         if name in _LATER:
             from importlib import import_module
 
-            return getattr(import_module(_LATER[name], __name__), name)
+            found = getattr(import_module(_LATER[name], __name__), name)
+            globals()[name] = found
+            return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -27,7 +27,11 @@ else:
 
     def cache(function: Callable[..., Any]) -> Callable[..., Any]:
         """As of `functools`."""
-        return _lru_cache_wrapper(function, None, False, None)
+        cached = _lru_cache_wrapper(function, None, False, lambda *counts: counts)
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(cached, name, getattr(function, name))
+        cached.__wrapped__ = function
+        return cached
 
 
 __all__ = [
@@ -45,22 +49,43 @@ __all__ = [
 ]
 
 
-def named_tuple(name: str, fields: str) -> type[Any]:
-    """What `collections.namedtuple` makes, without what is not needed here."""
-    names = fields.split()
+def named_tuple(module: str, name: str, fields: str) -> type[Any]:
+    """What `collections.namedtuple` makes, but for its defaults."""
+    names = (*fields.split(),)
 
-    def new(cls: type, *values: object) -> tuple[object, ...]:
+    def new(cls: type, *values: object, **named: object) -> tuple[object, ...]:
+        if named:
+            values += tuple(named.pop(field) for field in names[len(values) :] if field in named)
+        if named or len(values) != len(names):
+            raise TypeError(f"{name} takes {', '.join(names)}")
         return new_tuple(cls, values)
+
+    def make(cls: type, values: Iterable[object]) -> tuple[object, ...]:
+        return new(cls, *values)
 
     def asdict(self: Iterable[object]) -> dict[str, object]:
         return dict(zip(names, self, strict=True))
 
+    def replace(self: Iterable[object], **changed: object) -> tuple[object, ...]:
+        return new(type(self), **{**asdict(self), **changed})
+
     def text(self: Iterable[object]) -> str:
         return f"{name}({', '.join(f'{k}={v!r}' for k, v in asdict(self).items())})"
 
-    def replace(self: Iterable[object], **fields: object) -> tuple[object, ...]:
-        return new(type(self), *{**asdict(self), **fields}.values())
+    def arguments(self: Iterable[object]) -> tuple[object, ...]:
+        return (*self,)
 
-    methods = {"__new__": new, "__repr__": text, "_asdict": asdict, "_replace": replace}
-    getters = {field: tuplegetter(i, "") for i, field in enumerate(names)}
-    return type(name, (tuple,), {"__slots__": (), "_fields": (*names,), **methods, **getters})
+    contents: dict[str, object] = {
+        "__getnewargs__": arguments,
+        "__match_args__": names,
+        "__module__": module,
+        "__new__": new,
+        "__repr__": text,
+        "__slots__": (),
+        "_asdict": asdict,
+        "_fields": names,
+        "_make": classmethod(make),
+        "_replace": replace,
+        **{field: tuplegetter(i, "") for i, field in enumerate(names)},
+    }
+    return type(name, (tuple,), contents)

@@ -6,8 +6,8 @@ many operations, which go another way, are in `bulkcalls`.
 Laws:
 
 - Every request that `submit` took is given back exactly once, whatever is raised in between.
-- Memory that the kernel holds is kept: the table of requests in flight owns request, buffer and
-  file, and outlives the context until io_destroy has returned, which waits for the kernel.
+- Memory that the kernel holds is kept: the queue owns the requests in flight, and with them buffer
+  and file, and outlives the context until io_destroy has returned, which waits for the kernel.
 - In a forked child nothing of the parent is touched.
 """
 
@@ -145,17 +145,19 @@ class IOContext(Reaping, BulkCalls):
     def _make_room(self, n: int) -> None:
         queue = self._queue
         self._check()
-        queue.flush()
         try:
+            queue.flush()
             self._fetch(self._done, None)
+            queue.flush()
+            if self._waiters and self._done:
+                self._kernel.nudge()
+            if queue.in_queue and queue.in_queue + n > queue.max_pending:
+                self._wait(None, collecting=True)
         except BaseException as error:
             self._recover(error)
+            if self._waiters:
+                self._kernel.nudge()  # what it was woken for, others have to look for
             raise
-        queue.flush()
-        if self._waiters and self._done:
-            self._kernel.nudge()
-        if queue.in_queue and queue.in_queue + n > queue.max_pending:
-            self._wait(None, collecting=True)
 
     def cancel(self, request: Request) -> bool:
         """Whether the request was cancelled: it then completes once, with res == -ECANCELED.
@@ -179,7 +181,7 @@ class IOContext(Reaping, BulkCalls):
         if request._opcode != IOCB_CMD_POLL:
             return False
         with queue.lock:
-            token = next((t for t, r in queue.in_flight_table.items() if r is request), None)
+            token = next((t for t, r in list(queue.in_flight_table.items()) if r is request), None)
             if token is None:
                 return False
             if token in self._cancelled:

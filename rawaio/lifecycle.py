@@ -1,6 +1,6 @@
 """L1: the steps of requests' life cycle, for whole batches.
 
-`request.TRANSITIONS` is the table, and `advance` follows it to the letter. The others make the same
+`enums.TRANSITIONS` is the table, and `advance` follows it to the letter. The others make the same
 steps for requests whose state is known from where they are, at no cost for looking. What may be cut
 short by an exception from outside can be undone or repeated; each says which.
 """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         anchor: object
 
 else:
-    Pin = named_tuple("Pin", "address nbytes anchor")
+    Pin = named_tuple(__name__, "Pin", "address nbytes anchor")
 
 
 class _PyBuffer(ctypes.Structure):

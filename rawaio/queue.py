@@ -197,7 +197,8 @@ class SubmissionQueue:
     @property
     def in_flight(self) -> int:
         """How many requests the kernel has, or is being offered."""
-        return len(self.table) + len(self.whole[1])
+        # In this order: what is moved to the table in between is counted twice, and never missed.
+        return len(self.whole[1]) + len(self.table)
 
     @property
     def in_flight_table(self) -> dict[int, Request]:
@@ -236,7 +237,7 @@ class SubmissionQueue:
 
     def issued(self, token: int) -> bool:
         """Whether some request had this token; an event with another one is nobody's."""
-        return SERIES <= token < self._next_token
+        return SERIES <= token < self._next_token and token % SERIES < self.max_offer
 
     # -- in -------------------------------------------------------------------------------------
 
@@ -306,7 +307,7 @@ class SubmissionQueue:
                 return False
             # Behind this call there is none, and no loop, until the append: no other thread and no
             # signal handler runs in between, so the lock would only cost time.
-            room = self.nr_events - len(in_flight) - len(self.whole[1])
+            room = self.nr_events - len(self.whole[1]) - len(in_flight)
             if (
                 room < 1
                 or request._state is not COMPLETED
@@ -611,10 +612,6 @@ class SubmissionQueue:
         return 1
 
     # -- out ------------------------------------------------------------------------------------
-
-    def take(self, token: int) -> Request:
-        """The request with that token, which is no longer in flight. KeyError: there is none."""
-        return self.in_flight_table.pop(token)
 
     def withdraw(self, request: Request, res: int) -> bool:
         """Complete a pending request with res; False, and nothing changes, if it is not pending."""

@@ -44,7 +44,8 @@ else:  # not for checkers, which would believe in any name
         if name in {"TRANSITIONS", "State", "Step"}:
             from . import enums  # noqa: PLC0415 - see there
 
-            return getattr(enums, name)
+            globals()[name] = found = getattr(enums, name)
+            return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -179,7 +180,7 @@ class Request:
                 raise ValueError(f"{_NAMES[self._opcode]} takes no events")
             if type(offset) is not int or not 0 <= offset <= _MAX_OFFSET:
                 offset = _checked_offset(offset)
-            self._pin(buffer)
+            self._pin(buffer, offset)
             if self._resizable:
                 self._anchor = None
         else:
@@ -193,7 +194,7 @@ class Request:
                 self._own_iocb = memoryview(block).cast("B"), ctypes.addressof(block)
             elif events:
                 raise ValueError(f"{_NAMES[self._opcode]} takes no events")
-        self._encode(offset)
+            self._iocb = self._image(self._fileno, 0, self._priority, self._pinned_at, 0), 0
 
     # -- constructors -------------------------------------------------------------------------
 
@@ -424,12 +425,11 @@ class Request:
             self._refuse_change()
         if not self._transfers:
             raise TypeError(f"{_NAMES[self._opcode]} has no buffer")
-        self._pin(buffer)
-        self._encode(self._iocb[1])
+        self._pin(buffer, self._iocb[1])
         if self._resizable:
-            self._anchor = None
             if self._state is COMPLETED:
                 self._state = RELEASED
+            self._anchor = None
 
     buffers = buffer
 
@@ -442,9 +442,9 @@ class Request:
     def fd(self, fd: int | HasFileno) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        self._fileno = fileno_of(fd)
-        self._fd = fd
-        self._encode(self._iocb[1])
+        number = fileno_of(fd)
+        iocb = self._encoded(number, self._rw_flags, self._priority)
+        self._fd, self._fileno, self._iocb = fd, number, iocb
 
     @property
     def rw_flags(self) -> int:
@@ -457,8 +457,9 @@ class Request:
             self._refuse_change()
         if not self._transfers:
             raise TypeError(f"{_NAMES[self._opcode]} has no rw_flags")
-        self._rw_flags = _checked_rw_flags(rw_flags)
-        self._encode(self._iocb[1])
+        rw_flags = _checked_rw_flags(rw_flags)
+        iocb = self._encoded(self._fileno, rw_flags, self._priority)
+        self._rw_flags, self._iocb = rw_flags, iocb
 
     @property
     def priority(self) -> int | None:
@@ -469,8 +470,9 @@ class Request:
     def priority(self, priority: int | None) -> None:
         if self._state in _UNDER_WAY:
             self._refuse_change()
-        self._priority = None if priority is None else _checked_priority(priority)
-        self._encode(self._iocb[1])
+        priority = None if priority is None else _checked_priority(priority)
+        iocb = self._encoded(self._fileno, self._rw_flags, priority)
+        self._priority, self._iocb = priority, iocb
 
     def __repr__(self) -> str:
         what = f"{_NAMES[self._opcode].lower()} fd {self._fileno}"
@@ -503,12 +505,13 @@ class Request:
     def _refuse_change(self) -> None:
         raise BusyError(f"{self!r} is under way and cannot be changed")
 
-    def _pin(self, buffer: object) -> None:
-        """Export a buffer, find its address, and make the iovecs; or raise and change nothing."""
+    def _pin(self, buffer: object, offset: int) -> None:
+        """Export a buffer, find its address, make iovecs and iocb; or raise and change nothing."""
         pin = memory.pin_destination if self._opcode in _READS else memory.pin_source
         whole: Any = buffer
         if self._opcode in _SINGLE:
             address, nbytes, anchor = pin(whole)
+            count = nbytes
             movable = memory.resizable(whole)
         else:
             if isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(
@@ -527,40 +530,38 @@ class Request:
             )
             address, nbytes = ctypes.addressof(iovecs), sum(p.nbytes for p in pins)
             anchor = iovecs, pins
+            count = len(pins)
             movable = any(map(memory.resizable, whole))
         if nbytes > syscalls.MAX_RW_COUNT:
             raise ValueError(
                 f"the kernel transfers at most {syscalls.MAX_RW_COUNT} bytes a request, "
                 f"not {nbytes}"
             )
+        image = self._image(self._fileno, self._rw_flags, self._priority, address, count)
+        # From here on there is no call: an exception from outside finds all of it new, or nothing.
         self._buffer = whole
         self._pinned_at, self._nbytes, self._anchor = address, nbytes, anchor
         self._resizable = movable
+        self._iocb = image, offset
 
     def _make_ready(self) -> None:
         """Pin again what was let go; it may have another place and another size now."""
         if self._resizable and self._anchor is None:
-            before = self._pinned_at, self._nbytes
-            self._pin(self._buffer)
-            if before != (self._pinned_at, self._nbytes):
-                self._encode(self._iocb[1])
+            self._pin(self._buffer, self._iocb[1])
 
-    def _encode(self, offset: int) -> None:
-        """Make the iocb, but for aio_data, aio_offset and aio_resfd, which `slab` writes."""
+    def _encoded(self, fileno: int, rw_flags: int, priority: int | None) -> tuple[bytes, int]:
+        """What `_iocb` is to be, with the buffer and the offset that there are."""
         count = len(self._buffer) if self._opcode in _VECTORED else self._nbytes
+        return self._image(fileno, rw_flags, priority, self._pinned_at, count), self._iocb[1]
+
+    def _image(
+        self, fileno: int, rw_flags: int, priority: int | None, address: int, count: int
+    ) -> bytes:
+        """The iocb, but for aio_data, aio_offset and aio_resfd, which `slab` writes."""
         flags = syscalls.IOCB_FLAG_RESFD
-        if self._priority is not None:
+        if priority is not None:
             flags |= syscalls.IOCB_FLAG_IOPRIO
-        image = _IOCB.pack(
-            self._rw_flags,
-            self._opcode,
-            self._priority or 0,
-            self._fileno,
-            self._pinned_at,
-            count,
-            flags,
-        )
-        self._iocb = image, offset
+        return _IOCB.pack(rw_flags, self._opcode, priority or 0, fileno, address, count, flags)
 
 
 class Completion(tuple[Request, int, int]):

@@ -36,7 +36,8 @@ else:  # not for checkers, which would believe in any name
         if name in {"Opcode", "RWF"}:
             from . import enums  # noqa: PLC0415 - see there
 
-            return getattr(enums, name)
+            globals()[name] = found = getattr(enums, name)
+            return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
 
 else:
     SyscallNumbers = named_tuple(
+        __name__,
         "SyscallNumbers",
         "io_setup io_destroy io_getevents io_submit io_cancel io_pgetevents "
         "eventfd2 statx io_uring_setup fallocate",

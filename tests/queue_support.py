@@ -42,7 +42,7 @@ class Driver:
         while n:
             data, res, res2 = kernel.columns(n)
             queue.rejected.extend(
-                map(Completion, zip(map(queue.take, data), res, res2, strict=True))
+                map(Completion, zip(map(queue.in_flight_table.pop, data), res, res2, strict=True))
             )
             n = kernel.advance_and_peek(n)
 

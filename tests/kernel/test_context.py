@@ -622,3 +622,27 @@ def test_an_event_loop_needs_only_the_descriptor(make: _Make, null: int, pipes: 
     assert set(requests(reaped)) == set(submitted)
     assert not readable(ctx)
     assert threading.active_count() >= 1
+
+
+def test_a_submit_that_is_struck_while_it_waits_wakes_the_others(
+    make: Callable[..., rawaio.IOContext], pipes: Callable[[int], list[Pipe]], null: int
+) -> None:
+    """It may have been woken for what nobody else looks at."""
+    ctx = make(nr_events=1, max_pending=1)
+    [pipe] = pipes(1)
+    ctx.submit(pipe.poll())
+    ctx.submit(Request.pwrite(null, b"x", 0))
+
+    def struck(timeout: float | None, *, collecting: bool = False) -> None:
+        ctx._kernel.reset()
+        raise KeyboardInterrupt
+
+    ctx._waiters.add(other := object())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctx, "_wait", struck)
+        with pytest.raises(KeyboardInterrupt):
+            ctx.submit(Request.pwrite(null, b"x", 0))
+    assert readable(ctx)
+    ctx._waiters.discard(other)
+    pipe.fire()
+    assert len(ctx.drain(timeout=LIMIT_S)) == 2

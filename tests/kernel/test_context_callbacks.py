@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -533,3 +535,56 @@ def test_what_an_interrupted_reap_keeps_for_the_next_one_is_still_under_way(
     assert requests(ctx.reap(min_nr=2)) == submitted
     assert ctx.submit(*submitted) == 2
     assert requests(ctx.drain()) == submitted
+
+
+# -- finalizers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_section_is_collected_while_a_batch_is_taken(
+    ctx: rawaio.IOContext, null: int, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """It unplugs and flushes, in the same thread; and what is refused then moves the batch."""
+    batch, refused = [_write(null) for _ in range(n)], Request.pwrite(1 << 20, b"x", 0)
+    ctx.submit(*batch)
+    ctx._queue.plug("collected")
+    ctx.submit(refused)
+    made: list[Completion] = []
+
+    def make(values: tuple[Request, int, int]) -> Completion:
+        ctx._queue.unplug("collected")
+        made.append(Completion(values))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reaping, "Completion", make)
+        reaped = ctx.reap(min_nr=n)
+    assert made
+    reaped += ctx.drain(timeout=LIMIT_S)
+    assert sorted(map(id, requests(reaped))) == sorted(map(id, [*batch, refused]))
+    assert (ctx.statistics().in_queue, ctx.statistics().in_flight) == (0, 0)
+    ctx._queue._check()
+    ctx.submit(*batch)
+    assert requests(ctx.reap(min_nr=n)) == batch
+
+
+def test_a_hook_that_hears_of_a_stranger_may_close_the_context(
+    make: _Make, null: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the events is not read from the ring, which is gone then."""
+    ctx = make()
+    ctx.submit(_write(null), _write(null))
+    told: list[object] = []
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        told.append(unraisable.exc_value)
+        ctx.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", hook)
+        patch.setattr(ctx._queue, "_next_token", 0)  # nobody has ever had these tokens
+        ctx._queue.in_flight_table.clear()
+        with suppress(rawaio.ClosedError):
+            ctx.reap()
+    assert told
+    assert ctx.closed

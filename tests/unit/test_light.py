@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 
-from rawaio import _light
+from rawaio import _light, syscalls
 
 # What `import rawaio` must do without, for it takes long.
 HEAVY = ["asyncio", "collections", "dataclasses", "enum", "functools", "operator", "re", "typing"]
@@ -20,7 +23,7 @@ class Pair(NamedTuple):
 
 
 def test_a_named_tuple_is_what_collections_makes() -> None:
-    ours, theirs = _light.named_tuple("Pair", "first second")(1, "b"), Pair(1, "b")
+    ours, theirs = _light.named_tuple(__name__, "Pair", "first second")(1, "b"), Pair(1, "b")
     assert ours == theirs == (1, "b")
     assert (ours.first, ours.second) == (1, "b")
     assert repr(ours) == repr(theirs)
@@ -28,10 +31,34 @@ def test_a_named_tuple_is_what_collections_makes() -> None:
     assert ours._fields == theirs._fields
     assert ours._replace(first=3) == theirs._replace(first=3) == (3, "b")
     assert type(ours._replace(first=3)) is type(ours)
+    again = type(ours)(1, second="b"), type(ours)._make([1, "b"]), copy.copy(ours)
+    assert again == (ours, ours, ours)
     with pytest.raises(AttributeError):
         ours.first = 2
     with pytest.raises(AttributeError):
         ours.third = 3
+
+
+def test_a_named_tuple_can_be_pickled() -> None:
+    numbers = syscalls.SyscallNumbers(*range(10))
+    assert pickle.loads(pickle.dumps(numbers)) == numbers
+    assert copy.deepcopy(numbers)._fields == syscalls.SyscallNumbers._fields
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pair: pair(1),
+        lambda pair: pair(1, 2, 3),
+        lambda pair: pair(1, third=2),
+        lambda pair: pair(1, 2, second=2),
+        lambda pair: pair(1, 2)._replace(third=3),
+        lambda pair: pair._make([1]),
+    ],
+)
+def test_a_named_tuple_has_all_its_fields_and_no_others(make: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match="Pair takes first, second"):
+        make(_light.named_tuple(__name__, "Pair", "first second"))
 
 
 def test_cache_calls_once_for_each_argument() -> None:
@@ -44,6 +71,8 @@ def test_cache_calls_once_for_each_argument() -> None:
     cached = _light.cache(double)
     assert [cached(2), cached(3), cached(2)] == [4, 6, 4]
     assert calls == [2, 3]
+    assert syscalls.raw_syscall.__name__ == "raw_syscall"
+    assert "Safety" in (syscalls.raw_syscall.__doc__ or "")
 
 
 def test_import_rawaio_imports_nothing_heavy() -> None:
@@ -60,7 +89,7 @@ def test_import_rawaio_imports_nothing_heavy() -> None:
 
 def test_enumerations_are_there_on_first_use() -> None:
     import rawaio
-    from rawaio import request, syscalls
+    from rawaio import request
 
     assert rawaio.State is request.State
     assert rawaio.Opcode is syscalls.Opcode

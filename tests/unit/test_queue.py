@@ -332,7 +332,7 @@ def test_a_released_request_is_pinned_again_and_released_when_refused() -> None:
     queue.push([request])
     with pytest.raises(BufferError):
         buffer.append(0)
-    queue.take(SERIES)
+    queue.in_flight_table.pop(SERIES)
     complete_one(request)
     with pytest.raises(BusyError):
         queue.push([request, request])
@@ -960,7 +960,7 @@ def test_a_dead_queue_offers_nothing() -> None:
     queue.push(fsyncs(2))
     queue.dead = True
     calls = len(kernel.calls)
-    queue.take(SERIES)
+    queue.in_flight_table.pop(SERIES)
     queue.kick()
     queue.flush()
     assert len(kernel.calls) == calls
@@ -1503,7 +1503,7 @@ def test_a_chain_of_pushes_inside_submit_is_bounded() -> None:
     def submit(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
         outcome.extend((len(batch), 0))
         for token in range(first_token, first_token + len(batch)):
-            complete_one(queue.take(token))
+            complete_one(queue.in_flight_table.pop(token))
         if chain:
             queue.push([chain.pop()])
 
@@ -1865,10 +1865,10 @@ def test_take_gives_each_request_once() -> None:
     queue, _, _ = make()
     [request] = fsyncs(1)
     queue.push([request])
-    assert queue.take(SERIES) is request
+    assert queue.in_flight_table.pop(SERIES) is request
     assert queue.in_flight == 0
     with pytest.raises(KeyError):
-        queue.take(SERIES)
+        queue.in_flight_table.pop(SERIES)
 
 
 def corrupt_bound(queue: SubmissionQueue) -> None:

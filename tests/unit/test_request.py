@@ -1079,6 +1079,55 @@ def test_complete_one_asks_for_no_callback() -> None:
     cast("bytearray", request.buffer).append(1)
 
 
+@pytest.mark.parametrize("offset", [None, 0.0, "", False])
+@pytest.mark.parametrize("opcode", [Opcode.FSYNC, Opcode.FDSYNC, Opcode.POLL])
+def test_what_is_no_transfer_has_no_offset_whatever_is_given(
+    opcode: Opcode, offset: object
+) -> None:
+    events = 1 if opcode is Opcode.POLL else 0
+    request = Request(opcode, 3, None, cast("int", offset), events=events)
+    assert request.offset == 0
+    assert encoded(request, SERIES).aio_offset == 0
+
+
+def test_a_request_that_is_struck_while_it_is_pinned_again_is_pinned_or_not() -> None:
+    """By what an exception from outside can strike behind: a call."""
+    for place in ("pin_destination", "resizable"):
+        buffer = bytearray(8)
+        request = Request.pread(0, buffer, 0)
+        buffer[:] = bytes(1 << 20)
+        real = getattr(memory, place)
+
+        def struck(thing: object, real: Callable[[object], object] = real) -> None:
+            real(thing)
+            raise KeyboardInterrupt
+
+        before: dict[Request | None, int] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, place, struck)
+            with pytest.raises(KeyboardInterrupt):
+                admit(iter([request]), before)
+        restore([request], before)
+        admit(iter([request]), {})
+        assert length_in(encoded(request), "pread") == (address_of(buffer), 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["fd", "rw_flags", "priority", "buffer"])
+def test_an_assignment_that_is_struck_leaves_image_and_attributes_alike(name: str) -> None:
+    values = {"fd": 9, "rw_flags": 8, "priority": 5, "buffer": aligned_buffer(64)}
+    request = make("pwrite")
+    before = snapshot(request), request._iocb
+    with pytest.MonkeyPatch.context() as patch:
+
+        def struck(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Request, "_image", struck)
+        with pytest.raises(KeyboardInterrupt):
+            setattr(request, name, values[name])
+    assert (snapshot(request), request._iocb) == before
+
+
 def test_take_back_is_return_for_those_in_flight() -> None:
     requests = in_flight(False, False, False)
     complete_one(requests[1])
