@@ -20,12 +20,14 @@ class BusyPoll:
     Usable from several threads; who waits longest is what the rule learns from.
     """
 
-    __slots__ = ("_handler", "_lock", "rule")
+    __slots__ = ("_handler", "_lessons", "_lock", "rule")
 
     def __init__(self, rule: PollingRule) -> None:
         self.rule = rule
         self._handler = rule.add()
         self._lock = threading.Lock()
+        # What waits took, whether something was found, and when they were over.
+        self._lessons: list[tuple[int, bool, int]] = []
 
     def wait(
         self,
@@ -39,6 +41,7 @@ class BusyPoll:
         """
         clock = time.monotonic_ns
         began = now = clock()
+        self.learn()
         limit = self.rule.poll_ns
         if timeout is not None:
             limit = min(limit, int(timeout * 1e9))
@@ -55,4 +58,15 @@ class BusyPoll:
             found = ready()
         with self._lock:
             now = clock()
-            self.rule.adjust(now - began, (self._handler,) if found else (), now)
+            self._lessons.append((now - began, found, now))
+
+    def learn(self) -> None:
+        """Tell the rule of the waits that are over.
+
+        The next wait does: there is time then, and what was waited for is dealt with.
+        """
+        if self._lessons:
+            with self._lock:
+                while self._lessons:
+                    block_ns, found, now = self._lessons.pop(0)
+                    self.rule.adjust(block_ns, (self._handler,) if found else (), now)

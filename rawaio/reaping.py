@@ -23,7 +23,7 @@ from _thread import get_ident
 from itertools import repeat, starmap
 
 from ._light import deque
-from .errors import BusyError, RawAIOError
+from .errors import BusyError, ClosedError, RawAIOError
 from .lifecycle import complete, complete_one, reopen
 from .queue import _GIL, MAX_PASSES, SubmissionQueue
 from .request import Completion
@@ -96,6 +96,8 @@ class Reaping:
         # Tokens of polls that io_cancel was said to have cancelled.
         self._cancelled: set[int] = set()
         self._fetching = False
+        # Whether the last reap found too little at first.
+        self._slow = False
         # How many reaps of a thread are inside one another, by way of callbacks.
         self._depth: dict[int, int] = {}
         self._waiters: set[object] = set()
@@ -192,7 +194,10 @@ class Reaping:
     @property
     def empty(self) -> bool:
         """Whether the ring is; True also where that cannot be told without entering the kernel."""
-        return not self._direct or self._ring.empty
+        try:
+            return not self._direct or self._ring.empty
+        except ClosedError:  # just now, by another thread
+            return True
 
     @property
     def outstanding(self) -> int:
@@ -249,17 +254,18 @@ class Reaping:
         finished = [0]
         try:
             if not (done or self._ready or self._depth or self._counted):
-                known = self._fetch(reaped, max_nr)
-                finished[0] = n = complete(reaped, known)
-                if n < len(reaped):
-                    # The rest waits its turn where callbacks that reap find it.
-                    done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - n)))
-                elif (
-                    n >= min_nr
-                    and n != max_nr
-                    and not (queue.pending or done or self._waiters or self._closed)
-                ):
+                # Who had to wait the last time will most often have to again.
+                hopeless = min_nr and self._slow and self._direct and self.empty
+                if not hopeless and self._take(reaped, finished, min_nr, max_nr):
+                    self._slow = False
                     return reaped
+                self._slow = True
+                if min_nr and timeout is None and not reaped and self._only_waits():
+                    self._wait(None)
+                    if not (done or self._ready or self._depth) and self._take(
+                        reaped, finished, min_nr, max_nr
+                    ):
+                        return reaped
             self._go_round(reaped, finished, min_nr, max_nr, timeout)
             return reaped
         except BaseException as error:
@@ -271,6 +277,34 @@ class Reaping:
             if self._ready or done or self._waiters:
                 self._kernel.nudge()
             raise
+
+    def _take(
+        self,
+        reaped: list[Completion],
+        finished: list[int],
+        min_nr: int,
+        max_nr: int | None,
+    ) -> bool:
+        """Move what has completed to reaped, which is empty; whether nothing else is to be done."""
+        queue, done = self._queue, self._done
+        known = self._fetch(reaped, max_nr)
+        finished[0] = n = complete(reaped, known)
+        if n < len(reaped):
+            # The rest waits its turn where callbacks that reap find it.
+            done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - n)))
+            return False
+        return (
+            n >= min_nr
+            and n != max_nr
+            and not (queue.pending or done or self._waiters or self._closed)
+        )
+
+    def _only_waits(self) -> bool:
+        """Whether something is to complete, and there is nothing to do before it does."""
+        queue = self._queue
+        return bool(queue.table or queue.whole[1]) and not (
+            queue.pending or self._done or self._ready or self._waiters
+        )
 
     def _go_round(
         self,
@@ -501,9 +535,10 @@ class Reaping:
             # Whoever changes one of these looks for waiters afterwards.
             ready = self._closed or ((self._done or self._ready) and not collecting)
             if not ready and self._has_to_sleep():
-                retry = queue.retry_in
-                if retry is not None and (timeout is None or timeout > retry):
-                    timeout = retry
+                if queue.pending:
+                    retry = queue.retry_in
+                    if retry is not None and (timeout is None or timeout > retry):
+                        timeout = retry
                 if self._busy is None:
                     self._sleep(timeout)
                 else:

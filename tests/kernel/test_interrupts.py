@@ -179,6 +179,20 @@ def _waits(world: World) -> None:
     world.reaped.extend(world.ctx.reap(min_nr=1, timeout=0.001))
 
 
+def _waits_for_one(world: World) -> None:
+    """What it waits for completes when it begins to sleep."""
+    world.ctx.submit(world.poll(late=True))
+    sleep = world.ctx._sleep
+
+    def opened(timeout: float | None) -> None:
+        world.open_gate()
+        sleep(timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.ctx, "_sleep", opened)
+        world.reaped.extend(world.ctx.reap(min_nr=1))
+
+
 def _cancels(world: World) -> None:
     with world.ctx.plugged():
         request = world.new()
@@ -201,6 +215,7 @@ HISTORIES = [
     _callbacks_submit,
     _one_by_one,
     _waits,
+    _waits_for_one,
     _cancels,
 ]
 

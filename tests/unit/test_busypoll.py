@@ -50,7 +50,9 @@ def test_what_is_there_in_time_needs_no_sleep(clock: Clock) -> None:
     rule = Rule(10_000)
     looks = iter([False, False, True])
     slept: list[float | None] = []
-    BusyPoll(rule).wait(lambda: next(looks), None, slept.append)
+    busy = BusyPoll(rule)
+    busy.wait(lambda: next(looks), None, slept.append)
+    busy.learn()
     assert slept == []
     assert rule.told == [(3000, 1)]
 
@@ -63,7 +65,9 @@ def test_what_is_late_is_slept_for(clock: Clock) -> None:
         slept.append(timeout)
         clock.ns += 1_000_000
 
-    BusyPoll(rule).wait(lambda: bool(slept), None, sleep)
+    busy = BusyPoll(rule)
+    busy.wait(lambda: bool(slept), None, sleep)
+    busy.learn()
     assert slept == [None]
     assert rule.told == [(1_006_000, 1)]
 
@@ -76,7 +80,9 @@ def test_nothing_is_polled_where_the_rule_says_so(clock: Clock) -> None:
         done.append("looked")
         return False
 
-    BusyPoll(rule).wait(ready, 1.0, done.append)
+    busy = BusyPoll(rule)
+    busy.wait(ready, 1.0, done.append)
+    busy.learn()
     assert done == [1.0, "looked"]
     assert rule.told == [(1000, 0)]
 
@@ -84,6 +90,8 @@ def test_nothing_is_polled_where_the_rule_says_so(clock: Clock) -> None:
 def test_a_timeout_ends_the_looking_too(clock: Clock) -> None:
     rule = Rule(1_000_000_000)
     slept: list[float | None] = []
-    BusyPoll(rule).wait(lambda: False, 0.000_01, slept.append)
+    busy = BusyPoll(rule)
+    busy.wait(lambda: False, 0.000_01, slept.append)
+    busy.learn()
     assert slept == [0]
     assert rule.told == [(11_000, 0)]
