@@ -43,6 +43,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from .busypoll import BusyPoll
     from .pieces import Pieces
     from .protocols import HasFileno
 
@@ -56,32 +57,33 @@ _BUF, _NBYTES, _OFFSET = 3, 4, 5
 _LENGTH, _RES = 0, 4
 # And the quarters of 16 bits of an index.
 _LOW, _HIGH = 2, 3
-# How many iocbs are filled at a time: much more than a batch, and the slab stays in the cache.
-# They begin at multiples of a power of two, so that the lower half of no index overflows in one.
+# How many iocbs are filled at a time. All of a job, when it has no more than _WHOLE operations: the
+# next one like it finds everything but its offsets written. Of others so many that the slab stays
+# in the cache, and much more than a batch. They begin at multiples of a power of two, so that the
+# lower half of no index overflows in one.
+_WHOLE: Final = 4096
 _STRETCH: Final = 512
-# Without portions, a batch is at least this part of the window, and so is what is waited for: the
-# device never runs dry, and a system call is made for several operations.
+# Without portions, a batch is at least this part of the window, and so is what is waited for: a
+# system call is made for several operations, and the device never runs dry. Sparing, it has half of
+# them to do meanwhile.
 _PART: Final = 8
+_PART_SPARING: Final = 2
 # How long to wait after EAGAIN with nothing in flight.
 _RETRY_S: Final = 0.001
 
 
 @cache
-def _all_low_halves() -> memoryview:
-    low, high = bytes(range(256)) * 256, b"".join(bytes([i]) * 256 for i in range(256))
-    both = bytearray(2 << 16)
-    both[0::2], both[1::2] = low, high
+def _halves(n: int) -> memoryview:
+    """0, 1, 2, ..., n times 256 of them, of 16 bits."""
+    both = bytearray(n << 9)
+    both[0::2] = bytes(range(256)) * n
+    both[1::2] = b"".join(bytes([i]) * 256 for i in range(n))
     return memoryview(both).cast("H")
-
-
-@cache
-def _first_low_halves() -> memoryview:
-    return memoryview(array("H", range(_STRETCH)))
 
 
 def _low_halves(n: int) -> memoryview:
     """0, 1, 2, ..., at least n of them, of 16 bits."""
-    return _first_low_halves() if n <= _STRETCH else _all_low_halves()
+    return _halves(2 if n <= _STRETCH else 16 if n <= _WHOLE else 256)
 
 
 class Bulk:
@@ -96,19 +98,30 @@ class Bulk:
         "opcode",
         "pieces",
         "rw_flags",
+        "signals",
         "total",
     )
 
     def __init__(
-        self, opcode: int, fd: int | HasFileno, pieces: Pieces, *, rw_flags: int = 0
+        self,
+        opcode: int,
+        fd: int | HasFileno,
+        pieces: Pieces,
+        *,
+        rw_flags: int = 0,
+        signals: bool = True,
     ) -> None:
-        """Raises TypeError and ValueError for what is no descriptor."""
+        """signals: False where all completes when it is submitted, and no lane is to tell of it.
+
+        Raises TypeError and ValueError for what is no descriptor.
+        """
         self.opcode = opcode
         self.fd = fd
         self.fileno = fileno_of(fd)
         self.pieces = pieces
         self.total = len(pieces.offsets)
         self.rw_flags = rw_flags
+        self.signals = signals
         #: The first operation that was not started, and how many have ended.
         self.next = 0
         self.finished = 0
@@ -137,6 +150,7 @@ class BulkLane:
         "_asked",
         "_at",
         "_buffer",
+        "_busy",
         "_bytes",
         "_capacity",
         "_events",
@@ -148,6 +162,7 @@ class BulkLane:
         "_indexed",
         "_job",
         "_kernel",
+        "_length",
         "_min_nr",
         "_nr",
         "_origin",
@@ -176,12 +191,15 @@ class BulkLane:
         portion: int | None = None,
         signals: bool = False,
         force_syscalls: bool = False,
+        busy: BusyPoll | None = None,
     ) -> None:
         """window: operations in flight. signals: whether each makes `eventfd` readable.
 
         portion: how many of them `run` submits at a time while others are in flight. Less than the
-        window, and the device has the first of them sooner; left out, it does with as few system
-        calls as keep the device busy.
+        window, and the device has the first of them sooner; the window, and it does with as few
+        system calls as leave the device half of its work; left out, with more. busy: by which `run`
+        looks at the ring before it sleeps, and goes on with each operation as soon as it has
+        completed.
 
         Raises:
             OSError: io_setup's, with advice.
@@ -199,18 +217,12 @@ class BulkLane:
         if self._use_ring:
             self._ring_words = ring.events
         self._portion = window if portion is None else min(portion, window)
-        self._part = max(window // _PART, 1) if self._portion == window else 1
-        # What is filled at a time is not less than what may be submitted at once.
-        n = max(_STRETCH, 1 << (window - 1).bit_length())
-        self._slab = (ctypes.c_char * (_IOCB.size * n))()
-        self._bytes = memoryview(self._slab).cast("B")
-        self._words = self._bytes.cast("q")
-        self._halves = self._bytes.cast("I")
-        self._quarters = self._bytes.cast("H")
-        base = ctypes.addressof(self._slab)
-        self._pointers = (ctypes.c_uint64 * n)(*range(base, base + _IOCB.size * n, _IOCB.size))
-        self._pointers_at = ctypes.addressof(self._pointers)
-        self._capacity = n
+        self._busy = busy if self._use_ring else None
+        self._part = 1
+        if self._portion == window and self._busy is None:
+            self._part = max(window // (_PART if portion is None else _PART_SPARING), 1)
+        self._length = self._capacity = 0
+        self._grow(1)
         self._raw = syscalls.raw_syscall()
         numbers = syscalls.numbers()
         self._nr = ctypes.c_long(0)
@@ -235,16 +247,28 @@ class BulkLane:
             ctypes.c_void_p(0),
         )
         self._job: Bulk | None = None
-        # Which constant fields the slab has, in how many iocbs; and which indexes.
+        # Behind the last operation of the job that it holds, and where the first of the job would
+        # have its pointer.
+        self._stop = self._origin = 0
+        self.io_submit_calls = 0
+
+    def _grow(self, n: int) -> None:
+        """Make a slab for at least n iocbs; nothing is in it."""
+        self._capacity = n = 1 << (n - 1).bit_length()
+        self._slab = (ctypes.c_char * (_IOCB.size * n))()
+        self._bytes = memoryview(self._slab).cast("B")
+        self._words = self._bytes.cast("q")
+        self._halves = self._bytes.cast("I")
+        self._quarters = self._bytes.cast("H")
+        base = ctypes.addressof(self._slab)
+        self._pointers = array("Q", range(base, base + _IOCB.size * n, _IOCB.size))
+        self._pointers_at = self._pointers.buffer_info()[0]
+        # Which constant fields it has, in how many iocbs; and which indexes.
         self._image: tuple[object, int] = None, 0
         self._indexed = 0, 0
         self._high = 0
         # What the addresses in it were made of.
         self._addressed: object = None
-        # Behind the last operation of the job that it holds, and where the first of the job would
-        # have its pointer.
-        self._stop = self._origin = 0
-        self.io_submit_calls = 0
 
     # -- a whole job ------------------------------------------------------------------------------
 
@@ -271,11 +295,21 @@ class BulkLane:
             if in_flight:
                 most = portion
                 if not collected and (not started or in_flight == window or job.next == job.total):
-                    self._wait(min(self._part, in_flight))
+                    if self._busy is None:
+                        self._wait(min(self._part, in_flight))
+                    else:
+                        self._look_and_wait(job, self._busy)
             elif not (started or collected):
                 time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
             elif most < window:
                 most += most  # they complete at once: no device waits for more
+
+    def _look_and_wait(self, job: Bulk, busy: BusyPoll) -> None:
+        """Wait for one of those in flight, at the ring for as long as the rule says."""
+        ring, finished = self._ring, job.finished
+        busy.wait(
+            lambda: not ring.empty or job.finished != finished, None, lambda _: self._wait(1)
+        )
 
     # -- its steps --------------------------------------------------------------------------------
 
@@ -286,9 +320,15 @@ class BulkLane:
         self._job = self._kernel.keeps = job
         self._stop = 0
         length = job.pieces.nbytes or 0
-        constant = job.rw_flags, job.opcode, job.fileno, length
+        signals = self.signals and job.signals
+        constant = job.rw_flags, job.opcode, job.fileno, length, signals
+        self._length = wanted = job.total
+        if wanted > _WHOLE:
+            # Not less than what may be submitted at once.
+            self._length = wanted = max(_STRETCH, 1 << (self.window - 1).bit_length())
+        if wanted > self._capacity:
+            self._grow(wanted)
         known, n = self._image
-        wanted = min(self._capacity, job.total)
         if known == constant and n >= wanted and not self._high:
             return
         image = _IOCB.pack(
@@ -302,8 +342,8 @@ class BulkLane:
             length,
             0,
             0,
-            syscalls.IOCB_FLAG_RESFD if self.signals else 0,
-            self.eventfd if self.signals else 0,
+            syscalls.IOCB_FLAG_RESFD if signals else 0,
+            self.eventfd if signals else 0,
         )
         self._bytes[: _IOCB.size * wanted] = image * wanted
         self._image = constant, wanted
@@ -353,7 +393,7 @@ class BulkLane:
     def _fill(self, job: Bulk, first: int) -> None:
         """Write the next stretch of the job."""
         pieces, words = job.pieces, self._words
-        n = min(self._capacity, job.total - first)
+        n = min(self._length, job.total - first)
         stop = 8 * n
         words[_OFFSET:stop:8] = pieces.offsets[first : first + n]
         lengths = None

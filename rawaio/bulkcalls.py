@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from .bulk import BulkLane
+    from .busypoll import BusyPoll
     from .pieces import Buffers, Numbers
     from .protocols import HasFileno
     from .queue import SubmissionQueue
@@ -32,6 +33,7 @@ class BulkCalls:
     # Of the context, whose other parts set them.
     _queue: SubmissionQueue
     _use_ring: bool
+    _busy: BusyPoll | None
     _closed: bool
 
     def __init__(self) -> None:
@@ -180,6 +182,7 @@ class BulkCalls:
                     self._queue.max_offer,
                     portion=self._queue.max_batch,
                     force_syscalls=not self._use_ring,
+                    busy=self._busy,
                 )
             calls = lane.io_submit_calls
             lane.run(job)

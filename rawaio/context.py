@@ -70,8 +70,8 @@ class IOContext(Reaping, BulkCalls):
         device busiest, nr_events takes the least processor time. max_pending: requests that wait
         behind the ones in flight before `submit` waits too. force_syscalls: reap by io_getevents
         even where the ring can be read. polling: a rule of `rawaio.polling`, of this context's own,
-        by which `reap` looks at the ring before it sleeps; of no effect where it reaps by
-        io_getevents, and on a build without the GIL.
+        by which `reap` and bulk calls look at the ring before they sleep; of no effect where
+        completions are had by io_getevents, and on a build without the GIL.
 
         Raises:
             OSError: io_setup's errno, with advice as notes: EAGAIN over aio-max-nr; ENOSYS no

@@ -97,9 +97,12 @@ class BulkOperation(Operation):
             lane.end()
             self.finish(None)
             return True
-        if not job.in_flight and not collected:
-            # Nothing will set the eventfd. All were refused at once; or EAGAIN: the kernel is short
-            # of what nobody gives back.
+        if not job.signals:
+            # Nothing sets the eventfd. What is in flight all the same is looked for.
+            self.wakes = 0 if submitted or collected else _RETRY_S
+        elif not job.in_flight and not collected:
+            # Nothing will set it. All were refused at once; or EAGAIN: the kernel is short of what
+            # nobody gives back.
             self.wakes = 0 if submitted else _RETRY_S
         return False
 
@@ -374,7 +377,14 @@ class _Section:
         driver = file.driver
         if driver.credit <= 0:
             await driver.breathe()
-        job = Bulk(self.opcode, file.descriptor, self.pieces, rw_flags=file.nowait_flag)
+        job = Bulk(
+            self.opcode,
+            file.descriptor,
+            self.pieces,
+            rw_flags=file.nowait_flag,
+            # The page cache answers at once, or with EAGAIN: nothing is left to be told of.
+            signals=file.direct,
+        )
         lanes = lanes_of(driver)
         try:
             operation = lanes.start(job)

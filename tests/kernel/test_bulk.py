@@ -438,9 +438,10 @@ def test_the_window_is_kept(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 < in_flight <= 16 and min_nr <= in_flight for in_flight, min_nr in seen)
 
 
-def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
-    """More operations than iocbs are filled at a time, in batches that do not divide them."""
-    count = 3 * bulk._STRETCH + 7
+@pytest.mark.parametrize("count", [bulk._STRETCH + 7, bulk._WHOLE + 3 * bulk._STRETCH + 7])
+def test_addresses_of_every_operation_across_stretches(fd: int, count: int) -> None:
+    """In batches that do not divide what is filled at a time: all, or so many of more."""
+    length = count if count <= bulk._WHOLE else bulk._STRETCH
     out = bytearray(3 * count)
     pieces = Pieces(range(count), out, 3, reading=True)
     job = Bulk(Opcode.PREAD, fd, pieces)
@@ -451,7 +452,7 @@ def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
     while job.finished < job.total:
         lane.submit(5)
         for i in range(before, job.next):
-            place = i % bulk._STRETCH
+            place = i % length
             words = lane._words[8 * place : 8 * place + 8].tolist()
             assert words[1] == 0  # no flags
             seen.append((words[0] >> 32, words[0] & 0xFFFF_FFFF, *words[3:6]))
@@ -466,7 +467,7 @@ def test_addresses_of_every_operation_across_stretches(fd: int) -> None:
 
 def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
     window = bulk._STRETCH + 1
-    job = Bulk(Opcode.PREAD, fd, Pieces(range(2 * window), None, 1, reading=True))
+    job = Bulk(Opcode.PREAD, fd, Pieces(range(bulk._WHOLE + 1), None, 1, reading=True))
     lane = BulkLane(window)
     lane.begin(job)
     assert lane.submit() == window
@@ -477,7 +478,7 @@ def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
 def test_one_lane_for_jobs_of_all_sizes(fd: int, content: bytes) -> None:
     """What one job left behind is of no use to the next."""
     with rawaio.IOContext(16) as context:
-        for count in (3000, 5, 1, 1025, 1024, 17, 16, 2047, 2):
+        for count in (3000, 5, 1, 1025, 1024, 17, 16, 4096, 4097, 4096, 5000, 2):
             out = context.pread_many(fd, range(count), 9)
             assert out == b"".join(content[i : i + 9] for i in range(count))
         assert len(context._lanes) == 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 import rawaio
+from rawaio.bulk import BulkLane
 from rawaio.loops.polling import PollingEventLoop, polling_loop
-from rawaio.polling import GrowthRule, PollingParameters, WeightedRule
+from rawaio.polling import GrowthRule, HandlerPolling, PollingParameters, WeightedRule
+from tests.fuse_server import FuseServer
 
 
 @pytest.mark.parametrize("kind", [WeightedRule, GrowthRule])
@@ -50,3 +53,65 @@ def test_a_loop_that_polls(tmp_path: Path) -> None:
 
     with asyncio.Runner(loop_factory=polling_loop) as runner:
         runner.run(main())
+
+
+class _Releasing:
+    """A rule by which a wait begins with the server's answer to one read."""
+
+    def __init__(self, fuse: FuseServer, poll_ns: int) -> None:
+        self._fuse = fuse
+        self._poll_ns = poll_ns
+        self.asked = 0
+        self.found: list[bool] = []
+
+    @property
+    def poll_ns(self) -> int:
+        self.asked += 1
+        self._fuse.wait_held(1)
+        self._fuse.release(1)
+        return self._poll_ns
+
+    def add(self) -> HandlerPolling:
+        return HandlerPolling()
+
+    def remove(self, handler: HandlerPolling) -> None:
+        raise AssertionError(handler)
+
+    def adjust(self, block_ns: int, active: Iterable[HandlerPolling], now_ns: int) -> None:
+        assert 0 <= block_ns <= now_ns
+        self.found.append(bool(list(active)))
+
+
+@pytest.mark.parametrize("max_batch", [1, 3])
+@pytest.mark.parametrize("poll_ns", [0, 1 << 50])
+def test_a_bulk_call_by_a_rule(
+    monkeypatch: pytest.MonkeyPatch, poll_ns: int, max_batch: int
+) -> None:
+    """It looks before it sleeps, and only when nothing else is to be done."""
+    slept: list[int] = []
+    wait = BulkLane._wait
+
+    def sleep(lane: BulkLane, min_nr: int) -> int:
+        slept.append(min_nr)
+        return wait(lane, min_nr)
+
+    monkeypatch.setattr(BulkLane, "_wait", sleep)
+    content = bytes(range(256)) * 16 * 8
+    with FuseServer() as fuse:
+        fuse.write_file("file", content)
+        fuse.hold("read")
+        rule = _Releasing(fuse, poll_ns)
+        fd = os.open(fuse.path("file"), os.O_RDONLY | os.O_DIRECT)
+        try:
+            with rawaio.IOContext(3, max_batch=max_batch, polling=rule) as ctx:
+                if ctx.why_not_ring:
+                    pytest.skip(f"nothing is polled: {ctx.why_not_ring}")
+                out = rawaio.aligned_buffer(len(content))
+                assert ctx.pread_many(fd, range(0, len(content), 4096), 4096, out) == len(content)
+        finally:
+            os.close(fd)
+    assert bytes(out) == content
+    # One read more is answered in each wait.
+    assert rule.asked == 8
+    assert rule.found == [True] * 7  # the last is told when there is another
+    assert slept == ([] if poll_ns else [1] * 8)

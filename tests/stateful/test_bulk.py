@@ -127,7 +127,7 @@ class AnyOrder:
         return struct.pack("=QQqq", data, 0, done, 0)
 
 
-@pytest.fixture(scope="module", params=[None, 1, 5], ids="portion {}".format)
+@pytest.fixture(scope="module", params=[None, 1, 5, WINDOW], ids="portion {}".format)
 def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
     """One for all, so that each job comes after others of all kinds."""
     made = BulkLane(WINDOW, portion=request.param, force_syscalls=True)
@@ -155,7 +155,7 @@ def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     busy = [(nr, stop) for in_flight, nr, stop in kernel.offers if in_flight]
     assert all(nr <= lane._portion for nr, _ in busy)
     # Without portions a system call is for several, but for the end of a stretch and of the job.
-    part = max(lane.window // 8, 1) if lane._portion == lane.window else 1
+    part = lane._part
     assert all(nr >= part or not stop % bulk._STRETCH or stop == job.total for nr, stop in busy)
     for min_nr, in_flight, started, took in kernel.waits:
         assert min_nr <= part
@@ -294,10 +294,14 @@ def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.Monkey
     assert job.failures == dict.fromkeys(range(count), -errno.EBADF)
 
 
-@pytest.mark.parametrize(("window", "portion"), [(1, None), (1, 5), (2, 1), (8, 40)])
-def test_narrow_windows(window: int, portion: int | None) -> None:
+@pytest.mark.parametrize(
+    ("window", "portion", "part"),
+    [(1, None, 1), (1, 5, 1), (2, 1, 1), (8, 40, 4), (8, 8, 4), (8, 7, 1), (8, None, 1), (2, 2, 1)],
+)
+def test_narrow_windows(window: int, portion: int | None, part: int) -> None:
     lane = BulkLane(window, portion=portion, force_syscalls=True)
     assert lane._portion == min(portion or window, window)
+    assert lane._part == part
     offsets = list(range(0, 300, 3))
     kernel = AnyOrder(7, {30: errno.EIO}, {0})
     pieces = Pieces(offsets, bytearray(3 * len(offsets)), 3, reading=True)
