@@ -307,9 +307,7 @@ class BulkLane:
     def _look_and_wait(self, job: Bulk, busy: BusyPoll) -> None:
         """Wait for one of those in flight, at the ring for as long as the rule says."""
         ring, finished = self._ring, job.finished
-        busy.wait(
-            lambda: not ring.empty or job.finished != finished, None, lambda _: self._wait(1)
-        )
+        busy.wait(lambda: not ring.empty or job.finished != finished, None, lambda _: self._wait(1))
 
     # -- its steps --------------------------------------------------------------------------------
 

@@ -248,7 +248,7 @@ class Reaping:
         return True
 
     def _reap(self, min_nr: int, max_nr: int | None, timeout: float | None) -> list[Completion]:
-        queue, done = self._queue, self._done
+        done = self._done
         reaped: list[Completion] = []
         # How many of them have been marked, and have had their callbacks; -1 is all.
         finished = [0]

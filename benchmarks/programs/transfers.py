@@ -5,6 +5,7 @@
 - IOContext, bulk: IOContext.pread_many and pwrite_many, again and again, with as few system calls
   as there may be;
 - IOContext, bulk, portions: the same, submitted an eighth of the depth at a time;
+- IOContext, bulk, polling: the same, looking for completions for up to 200 us before sleeping;
 - File.pread, File.preadinto, File.pwrite: that many tasks, each one after another; "polling", on
   rawaio's polling loop;
 - File.pread_many, File.pwrite_many: the same in one task, at the depth of a loop;
@@ -151,18 +152,25 @@ def context_polling(job: Job, watch: Watch) -> None:
     context_window(job, watch, rule=files.polling_rule())
 
 
-def context_bulk(job: Job, watch: Watch, *, parts: int = 1) -> None:
+def context_bulk(
+    job: Job, watch: Watch, *, parts: int = 1, rule: PollingRule | None = None
+) -> None:
     depth, calls = job.depth, job.calls()
     n = len(next(calls))
     memory = job.buffer(n)
     portion = max(depth // parts, 2)  # two are passed on by io_submit without waiting for others
-    with job.opened() as fd, rawaio.IOContext(depth, max_batch=portion) as context, watch.running():
+    made = rawaio.IOContext(depth, max_batch=portion, polling=rule)
+    with job.opened() as fd, made as context, watch.running():
         while not watch.is_over():
             if job.writes:
                 context.pwrite_many(fd, next(calls), memory, job.nbytes)
             else:
                 context.pread_many(fd, next(calls), job.nbytes, memory)
             watch.operations += n
+
+
+def context_bulk_polling(job: Job, watch: Watch) -> None:
+    context_bulk(job, watch, parts=8, rule=files.polling_rule())
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -269,6 +277,7 @@ WAYS: Final[dict[str, Callable[[Job, Watch], Any]]] = {
     f"rawaio/IOContext{POLLING}": context_polling,
     "rawaio/IOContext, bulk": context_bulk,
     "rawaio/IOContext, bulk, portions": partial(context_bulk, parts=8),
+    f"rawaio/IOContext, bulk{POLLING}": context_bulk_polling,
     "rawaio/File.pread": file_pread,
     f"rawaio/File.pread{POLLING}": file_pread,
     "rawaio/File.preadinto": file_preadinto,

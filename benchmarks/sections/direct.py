@@ -23,15 +23,15 @@ _WAYS: Final = (
     "rawaio/IOContext, polling",
     "rawaio/IOContext, bulk",
     "rawaio/IOContext, bulk, portions",
+    "rawaio/IOContext, bulk, polling",
     "rawaio/File.pread",
     "rawaio/File.pread, polling",
     "rawaio/File.preadinto",
     "rawaio/File.pread_many",
     "threads/os.preadv",
 )
-# A bulk call at depth 1 has no use, and File.pread_many has the depth of a whole loop.
+# Of one operation there are no portions, and File.pread_many has the depth of a whole loop.
 _ONLY_AT: Final = {
-    "rawaio/IOContext, bulk": DEPTHS[1:],
     "rawaio/IOContext, bulk, portions": DEPTHS[1:],
     "rawaio/File.pread_many": DEPTHS[-1:],
 }

@@ -27,7 +27,7 @@ from rawaio.bulk import Bulk, BulkLane
 from rawaio.kernel import Kernel
 from rawaio.many import BulkOperation, _Section
 from rawaio.pieces import Pieces
-from rawaio.syscalls import Opcode, numbers
+from rawaio.syscalls import RWF, Opcode, numbers
 from rawaio.transfer import FileCall
 from tests.fuse_server import FuseServer
 
@@ -411,6 +411,23 @@ def test_each_completion_makes_the_eventfd_readable(fd: int) -> None:
     assert os.eventfd_read(lane.eventfd) == 1
     lane.reset()  # of nothing
     lane.end()
+    lane.close()
+
+
+def test_a_job_that_wants_no_signals(fd: int) -> None:
+    """Between two that do, on the same lane."""
+    lane = BulkLane(4, signals=True)
+    for signals in (True, False, True):
+        job = Bulk(Opcode.PREAD, fd, Pieces(range(3), None, 1, reading=True), signals=signals)
+        lane.begin(job)
+        assert lane.submit() == lane.collect() == 3
+        lane.end()
+        job.check()
+        if signals:
+            assert os.eventfd_read(lane.eventfd) == 3
+        else:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(lane.eventfd)
     lane.close()
 
 
@@ -881,6 +898,55 @@ def test_files_hold_what_they_write(
 
     asyncio.run(main())
     assert seen == [[True, False, False, False, True]]
+
+
+@pytest.mark.parametrize("count", [40, 3000])
+def test_files_in_the_page_cache_need_no_eventfd(path: Path, content: bytes, count: int) -> None:
+    """Also where more is to be done than in one turn of the loop."""
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False, engine="aio") as f:
+            out = bytearray(count * 9)
+            for _ in range(2):
+                assert await f.pread_many(range(count), 9, out) == len(out)
+            assert f.driver.lanes is not None
+            (lane,) = many.lanes_of(f.driver)._lanes
+            if count > 1000:  # it was nudged, and the last nudge may not be reset
+                lane.reset()
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(lane.eventfd)
+        assert out == b"".join(content[i : i + 9] for i in range(count))
+
+    asyncio.run(main())
+
+
+def test_files_whose_completions_nobody_tells_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may be slow where the page cache is not: what is in flight is looked for."""
+
+    class Silent(Bulk):
+        def __init__(self, *arguments: Any, signals: bool, **named: Any) -> None:
+            assert signals
+            super().__init__(*arguments, signals=False, **named)
+
+    monkeypatch.setattr(many, "Bulk", Silent)
+
+    async def main() -> None:
+        with FuseServer() as fuse:
+            data = bytes(range(256)) * 16 * 64
+            fuse.write_file("file", data)
+            async with rawaio.open(fuse.path("file"), engine="aio") as f:
+                f.nowait_flag = RWF.DSYNC  # FUSE does not know NOWAIT, and no read minds this one
+                out = rawaio.aligned_buffer(64 * BLOCK)
+                fuse.hold("read")
+                task = asyncio.create_task(f.pread_many(range(0, 64 * BLOCK, BLOCK), BLOCK, out))
+                await asyncio.sleep(0)
+                await asyncio.to_thread(fuse.wait_held, 64)
+                assert not task.done()
+                fuse.unhold()
+                assert await task == 64 * BLOCK
+                assert bytes(out) == data
+
+    asyncio.run(main())
 
 
 def test_files_cancelled(tmp_path: Path) -> None:
