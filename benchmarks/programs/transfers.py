@@ -87,8 +87,10 @@ class Job:
         return cycle([places[i : i + step] for i in range(0, len(places) - step + 1, step)])
 
     def buffer(self, n: int = 1) -> memoryview:
-        """Memory for n operations."""
-        return rawaio.aligned_buffer(self.nbytes * n)
+        """Memory for n operations, and it is there: fio fills its buffers beforehand, too."""
+        memory = rawaio.aligned_buffer(self.nbytes * n)
+        memory[:: files.BLOCK] = bytes(-(-len(memory) // files.BLOCK))
+        return memory
 
     def check(self, nbytes: int) -> None:
         """Refuse a short transfer, by OSError."""
