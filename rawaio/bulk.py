@@ -13,7 +13,8 @@ A batch is a part of the stretch, and io_submit is told where in the pointers it
 Laws:
 
 - Every operation runs to its end; none is started twice. A job ends when all have ended.
-- At most `window` are in flight, and as long as there are more, about that many.
+- At most `window` are in flight, and as long as there are more, about that many; or half as many at
+  least, where the least processor time is asked for.
 - Memory that the kernel has is kept: the lane owns its job until nothing is in flight; whatever is
   raised in between, io_destroy waits for the kernel before the memory is let go.
 - On the path where all is well there is neither an object nor a line of Python per operation.
@@ -57,10 +58,10 @@ _BUF, _NBYTES, _OFFSET = 3, 4, 5
 _LENGTH, _RES = 0, 4
 # And the quarters of 16 bits of an index.
 _LOW, _HIGH = 2, 3
-# How many iocbs are filled at a time. All of a job, when it has no more than _WHOLE operations: the
-# next one like it finds everything but its offsets written. Of others so many that the slab stays
-# in the cache, and much more than a batch. They begin at multiples of a power of two, so that the
-# lower half of no index overflows in one.
+# How many iocbs are filled at a time. All of a job, when it has no more than _WHOLE operations, of
+# one length: the next one like it finds everything but its offsets written. Of others so many that
+# the slab stays in the cache, and much more than a batch. They begin at multiples of a power of
+# two, so that the lower half of no index overflows in one.
 _WHOLE: Final = 4096
 _STRETCH: Final = 512
 # Without portions, a batch is at least this part of the window, and so is what is waited for: a
@@ -176,6 +177,7 @@ class BulkLane:
         "_ring_words",
         "_slab",
         "_stop",
+        "_stretch",
         "_use_ring",
         "_words",
         "eventfd",
@@ -193,7 +195,7 @@ class BulkLane:
         force_syscalls: bool = False,
         busy: BusyPoll | None = None,
     ) -> None:
-        """window: operations in flight. signals: whether each makes `eventfd` readable.
+        """window: operations in flight. signals: whether those of a job can set `eventfd`.
 
         portion: how many of them `run` submits at a time while others are in flight. Less than the
         window, and the device has the first of them sooner; the window, and it does with as few
@@ -221,6 +223,8 @@ class BulkLane:
         self._part = 1
         if self._portion == window and self._busy is None:
             self._part = max(window // (_PART if portion is None else _PART_SPARING), 1)
+        # Not less than what may be submitted at once.
+        self._stretch = max(_STRETCH, 1 << (window - 1).bit_length())
         self._length = self._capacity = 0
         self._grow(1)
         self._raw = syscalls.raw_syscall()
@@ -320,10 +324,10 @@ class BulkLane:
         length = job.pieces.nbytes or 0
         signals = self.signals and job.signals
         constant = job.rw_flags, job.opcode, job.fileno, length, signals
-        self._length = wanted = job.total
-        if wanted > _WHOLE:
-            # Not less than what may be submitted at once.
-            self._length = wanted = max(_STRETCH, 1 << (self.window - 1).bit_length())
+        wanted = job.total
+        if wanted > (_WHOLE if length else self._stretch):
+            wanted = self._stretch
+        self._length = wanted
         if wanted > self._capacity:
             self._grow(wanted)
         known, n = self._image

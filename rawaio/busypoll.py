@@ -5,13 +5,19 @@ from __future__ import annotations
 import threading
 import time
 
+from ._light import deque
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
     from .polling import PollingRule
 
 __all__ = ["BusyPoll"]
+
+# As many waits as may be over at once before one tells the rule; of more, the last ones.
+_MAX_LESSONS: Final = 64
 
 
 class BusyPoll:
@@ -26,8 +32,8 @@ class BusyPoll:
         self.rule = rule
         self._handler = rule.add()
         self._lock = threading.Lock()
-        # What waits took, whether something was found, and when they were over.
-        self._lessons: list[tuple[int, bool, int]] = []
+        # What waits took, and whether something was found.
+        self._lessons: deque[tuple[int, bool]] = deque(maxlen=_MAX_LESSONS)
 
     def wait(
         self,
@@ -56,17 +62,24 @@ class BusyPoll:
                 timeout = max(timeout - (now - began) / 1e9, 0)
             sleep(timeout)
             found = ready()
-        with self._lock:
-            now = clock()
-            self._lessons.append((now - began, found, now))
+        self._lessons.append((clock() - began, found))
 
     def learn(self) -> None:
         """Tell the rule of the waits that are over.
 
         The next wait does: there is time then, and what was waited for is dealt with.
         """
-        if self._lessons:
-            with self._lock:
-                while self._lessons:
-                    block_ns, found, now = self._lessons.pop(0)
-                    self.rule.adjust(block_ns, (self._handler,) if found else (), now)
+        # Nobody waits for the lock. Should an exception from outside leave it held, no more is
+        # learnt, and everything else goes on.
+        if self._lessons and self._lock.acquire(blocking=False):
+            try:
+                self._tell()
+            finally:
+                self._lock.release()
+
+    def _tell(self) -> None:
+        # A function of its own: CPython 3.13 does not look for the handler of a try around a loop
+        # when an exception from outside strikes at the jump back.
+        while self._lessons:
+            block_ns, found = self._lessons.popleft()
+            self.rule.adjust(block_ns, (self._handler,) if found else (), time.monotonic_ns())

@@ -1,10 +1,11 @@
 """L3: many operations on one file, under an event loop.
 
 First all of them by a `bulk` lane, with RWF_NOWAIT, a window at a time: what has not completed when
-it was submitted, whenever the lane's eventfd is readable. Then, one by one, those that were not
-whole: what would have blocked, and what was short, by threads, many to a call; what is not aligned
-on a direct file, as any single operation. So each means the same as the single call, and what is
-still not whole then is in the `BulkError`.
+it was submitted, whenever the lane's eventfd is readable. (Of the page cache everything has, so
+nobody sets an eventfd; what is in flight all the same is looked for each millisecond.) Then, one by
+one, those that were not whole: what would have blocked, and what was short, by threads, many to a
+call; what is not aligned on a direct file, as any single operation. So each means the same as the
+single call, and what is still not whole then is in the `BulkError`.
 
 It is done in sections of `_SECTION` operations, so that what is remembered of them stays small
 however many there are.
@@ -79,7 +80,10 @@ class BulkOperation(Operation):
         self.step()
 
     def step(self) -> bool:
-        """Collect and submit; whether it is over. To be called when the lane's eventfd is set."""
+        """Collect and submit; whether it is over.
+
+        To be called when the lane's eventfd is set, and `wakes` seconds after the last time.
+        """
         lane, job = self.lane, self.job
         if job.next != job.finished:
             lane.collect()  # what the eventfd told of, which was reset since
@@ -168,17 +172,20 @@ class Lanes:
         self._step(lane, reset=True)
 
     def _step(self, lane: BulkLane, *, reset: bool = False) -> None:
-        driver, operation = self._driver(), self._lanes.get(lane)
-        if driver is None:
-            return
+        driver = operation = None
         try:
+            driver, operation = self._driver(), self._lanes.get(lane)
+            if driver is None or driver._is_stale():
+                return  # `move` does everything
             if reset:
                 lane.reset()
             if operation is not None:
                 operation.step()
                 self._after(driver, lane, operation)
         except BaseException as error:
-            self._broken(driver, lane, operation, error)
+            driver, operation = self._driver(), self._lanes.get(lane)
+            if driver is not None:
+                self._broken(driver, lane, operation, error)
             if not isinstance(error, Exception):
                 raise
 

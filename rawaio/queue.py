@@ -99,6 +99,7 @@ class SubmissionQueue:
         "_refusal",
         "_refused_some",
         "_retry_s",
+        "_stalled",
         "_submit",
         "blocked",
         "dead",
@@ -134,8 +135,8 @@ class SubmissionQueue:
         nr_events: in flight. max_batch: pending while plugged, before they are submitted all the
         same. max_pending: pending. max_offer: in one io_submit. rejected: where completions go
         that the kernel made no event for. continuation: called at the end of a flush in which
-        requests were refused, or the bound on passes was reached; it must see to a later look at
-        rejected, and `kick`.
+        requests were refused, or the bound on passes was reached, and after the first EAGAIN with
+        nothing in flight; it must see to a later look at rejected and `retry_in`, and `kick`.
         """
         for name, limit in (
             ("nr_events", nr_events),
@@ -160,6 +161,8 @@ class SubmissionQueue:
         # Whether the bound on passes was reached, and there was nobody to tell.
         self._overdue = False
         self._refused_some = False
+        # Whether nothing is in flight any more that would end a wait, since the last io_submit.
+        self._stalled = False
         #: Whether the kernel is out of reach for good: nothing is offered any more.
         self.dead = False
         #: Taken and not yet offered, in order. To be changed by the queue alone.
@@ -559,6 +562,10 @@ class SubmissionQueue:
             return n
         gone = self._settle()
         self.moved += gone
+        if self._stalled:
+            self._stalled = False
+            if self._continuation is not None:
+                self._continuation()  # who sleeps has not been told of `retry_in`
         return gone
 
     def _settle(self) -> int:
@@ -594,6 +601,7 @@ class SubmissionQueue:
             self.eagain += 1
             self.blocked = True
             if not self.in_flight:
+                self._stalled = not self._retry_s
                 self._retry_s = min(max(2 * self._retry_s, _RETRY_FIRST_S), _RETRY_LONGEST_S)
             return 0
         self._refused_some = True

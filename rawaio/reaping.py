@@ -96,7 +96,7 @@ class Reaping:
         # Tokens of polls that io_cancel was said to have cancelled.
         self._cancelled: set[int] = set()
         self._fetching = False
-        # Whether the last reap found too little at first.
+        # Whether the last reap had more to do than to take what was there.
         self._slow = False
         # How many reaps of a thread are inside one another, by way of callbacks.
         self._depth: dict[int, int] = {}
@@ -186,6 +186,8 @@ class Reaping:
                     complete_one(completion[0])
             if queue.pending:
                 queue.kick()
+            if self._waiters and not (queue.pending or queue.in_flight):
+                self._kernel.nudge()  # nothing would end their wait
         except BaseException as error:
             self._recover(error)
             self._kernel.nudge()
@@ -274,8 +276,7 @@ class Reaping:
                 reopen(reaped, finished[0])
                 done.extendleft(starmap(reaped.pop, repeat((), len(reaped) - finished[0])))
             self._ready.extendleft(starmap(reaped.pop, repeat((), len(reaped))))
-            if self._ready or done or self._waiters:
-                self._kernel.nudge()
+            self._kernel.nudge()  # whoever is about to wait, and is no waiter yet, has to look
             raise
 
     def _take(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +31,9 @@ class _Share:
     """Two runs do all files together: one from the first on, the other from the last on."""
 
     def __init__(self, folder: Path) -> None:
+        # A shell starts what is to run in the background with these ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         self._folder = folder
         self._backwards = not self._claim("first")
         self._ours: dict[Path, bool] = {}

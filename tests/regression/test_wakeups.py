@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from rawaio import Completion, IOContext, Request
+from tests.context_support import LIMIT_S
 
 BAD_FD = (1 << 31) - 1
 
@@ -82,3 +86,55 @@ def test_what_an_exception_in_a_callback_leaves_over_is_announced(context: IOCon
             context.process_completions()
     assert readable(context)
     assert [c.request for c in context.process_completions()] == [first, second]
+
+
+def test_a_sleeper_is_told_of_eagain_in_another_thread(context: IOContext) -> None:
+    """What it waits for was being offered, and is not in flight after all: a timer brings it on."""
+    queue = context._queue
+    submit, sleep = queue._submit, context._sleep
+    offered, refuse = threading.Event(), threading.Event()
+    slept: list[float | None] = []
+
+    def refusing(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        offered.set()
+        assert refuse.wait(LIMIT_S)
+        queue._submit = submit
+        outcome.extend((-1, errno.EAGAIN))
+
+    def asleep(timeout: float | None) -> None:
+        if not slept:
+            refuse.set()
+            thread.join()
+        slept.append(timeout)
+        sleep(LIMIT_S if timeout is None else timeout)
+
+    with open("/dev/null", "wb") as null:
+        request = Request.pwrite(null, b"x", 0)
+        queue._submit = refusing
+        thread = threading.Thread(target=context.submit, args=(request,))
+        thread.start()
+        assert offered.wait(LIMIT_S)
+        context._sleep = asleep  # type: ignore[method-assign]
+        assert [c.request for c in context.reap(min_nr=1, timeout=LIMIT_S / 2)] == [request]
+    assert slept
+    assert context.statistics().eagain == 1
+
+
+def test_a_sleeper_is_told_that_a_loop_has_collected_the_last(context: IOContext) -> None:
+    read_end, write_end = os.pipe()
+    sleep = context._sleep
+    collected: deque[Completion] = deque()
+
+    def asleep(timeout: float | None) -> None:
+        os.write(write_end, b"x")
+        assert select.select([context], [], [], LIMIT_S)[0]
+        context.collect(collected)
+        sleep(timeout)
+
+    poll = Request.poll(read_end, select.POLLIN)
+    context.submit(poll)
+    context._sleep = asleep  # type: ignore[method-assign]
+    assert context.reap(min_nr=1) == []
+    assert [c.request for c in collected] == [poll]
+    os.close(write_end)
+    os.close(read_end)

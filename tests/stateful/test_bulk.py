@@ -241,6 +241,16 @@ def test_writes(lane: BulkLane, lengths_given: bool, count: int, seed: int) -> N
     assert kernel.file == expected
 
 
+@pytest.mark.parametrize("count", [4095, 4096, 4097, 4608, 9000])
+def test_jobs_of_one_stretch_and_of_several(lane: BulkLane, count: int) -> None:
+    late = {3, 511, 512, count - 1}
+    kernel = AnyOrder(count, dict.fromkeys(late, errno.EIO), late)
+    pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+    job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+    perform(lane, kernel, job)
+    assert {i for i, res in job.failures.items() if res == -errno.EIO} == late
+
+
 def test_an_operation_that_lags_behind_many_stretches(lane: BulkLane) -> None:
     """Its index is still its own, in the upper half of 32 bits too, and the window goes on."""
     count = (1 << 16) + 3 * bulk._STRETCH

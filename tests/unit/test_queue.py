@@ -927,9 +927,25 @@ def test_all_may_be_refused() -> None:
     assert not queue.blocked
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_first_eagain_with_nothing_in_flight_tells_the_continuation(n: int) -> None:
+    """Whoever sleeps till one of them completes does not know of the timer."""
+    queue, kernel, driver = make(8)
+    kernel.answers.extend([-errno.EAGAIN, -errno.EAGAIN, n])
+    queue.push(fsyncs(n))
+    assert driver.continuations == 1
+    queue.kick()  # and again, of which everybody knows
+    queue.kick()
+    assert queue.in_flight == n
+    kernel.answers.append(-errno.EAGAIN)
+    queue.push(fsyncs(1))  # what is in flight will end the wait
+    assert queue.blocked
+    assert driver.continuations == 1
+
+
 def test_a_flush_with_refusals_tells_the_continuation_once() -> None:
     queue, kernel, driver = make(8)
-    kernel.answers.extend([-errno.EAGAIN, 1])
+    kernel.answers.extend([1, -errno.EAGAIN, 1])
     queue.push(fsyncs(2))
     queue.kick()
     assert driver.continuations == 0
@@ -1468,10 +1484,10 @@ def test_the_passes_of_a_flush_are_bounded_and_then_continued() -> None:
         submit, nr_events=1, continuation=lambda: continued.append(queue.io_submit_calls)
     )
     queue.push(fsyncs(1))
-    assert continued == [MAX_PASSES] == [8]
+    assert continued == [1, MAX_PASSES] == [1, 8]  # and the first for EAGAIN
     assert queue.blocked
     queue.flush()
-    assert continued == [8, 16]
+    assert continued == [1, 8, 16]
     queue._check()
 
 
