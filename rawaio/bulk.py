@@ -227,6 +227,12 @@ class BulkLane:
         self._stretch = max(_STRETCH, 1 << (window - 1).bit_length())
         self._length = self._capacity = 0
         self._grow(1)
+        # Which constant fields the slab has, in how many iocbs; and which indexes.
+        self._image: tuple[object, int] = None, 0
+        self._indexed = 0, 0
+        self._high = 0
+        # What the addresses in it were made of.
+        self._addressed: object = None
         self._raw = syscalls.raw_syscall()
         numbers = syscalls.numbers()
         self._nr = ctypes.c_long(0)
@@ -257,7 +263,7 @@ class BulkLane:
         self.io_submit_calls = 0
 
     def _grow(self, n: int) -> None:
-        """Make a slab for at least n iocbs; nothing is in it."""
+        """Make a slab for at least n iocbs, more than there were: `begin` writes all of them."""
         self._capacity = n = 1 << (n - 1).bit_length()
         self._slab = (ctypes.c_char * (_IOCB.size * n))()
         self._bytes = memoryview(self._slab).cast("B")
@@ -267,12 +273,6 @@ class BulkLane:
         base = ctypes.addressof(self._slab)
         self._pointers = array("Q", range(base, base + _IOCB.size * n, _IOCB.size))
         self._pointers_at = self._pointers.buffer_info()[0]
-        # Which constant fields it has, in how many iocbs; and which indexes.
-        self._image: tuple[object, int] = None, 0
-        self._indexed = 0, 0
-        self._high = 0
-        # What the addresses in it were made of.
-        self._addressed: object = None
 
     # -- a whole job ------------------------------------------------------------------------------
 

@@ -484,6 +484,23 @@ def test_addresses_of_every_operation_across_stretches(fd: int, count: int) -> N
     assert not job.failures
 
 
+def test_lengths_are_filled_in_by_the_stretch(fd: int) -> None:
+    """They take longer, and nothing of them is of use to the next job."""
+    count = bulk._STRETCH + 1
+    lane = BulkLane(8)
+    for pieces, filled in (
+        (Pieces(range(count), None, lengths=[1] * count, reading=True), bulk._STRETCH),
+        (Pieces(range(count), None, 1, reading=True), count),
+    ):
+        lane.begin(job := Bulk(Opcode.PREAD, fd, pieces))
+        lane.submit()
+        assert lane._stop == filled
+        while job.in_flight:
+            lane.collect()
+        lane.end()
+    lane.close()
+
+
 def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
     window = bulk._STRETCH + 1
     job = Bulk(Opcode.PREAD, fd, Pieces(range(bulk._WHOLE + 1), None, 1, reading=True))

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 import rawaio
-from rawaio.bulk import BulkLane
+from rawaio.bulk import Bulk, BulkLane
+from rawaio.busypoll import BusyPoll
 from rawaio.loops.polling import PollingEventLoop, polling_loop
+from rawaio.pieces import Pieces
 from rawaio.polling import GrowthRule, HandlerPolling, PollingParameters, WeightedRule
+from rawaio.syscalls import Opcode
 from tests.fuse_server import FuseServer
 
 
@@ -38,6 +41,25 @@ def test_reap_by_a_rule(tmp_path: Path, kind: type[WeightedRule | GrowthRule]) -
         for number in (fd, reader, writer):
             os.close(number)
     assert 0 <= rule.poll_ns <= 10_000_000
+
+
+def test_a_lane_by_a_rule(tmp_path: Path) -> None:
+    """It goes on with each operation; and where it does not read the ring, it has no use for it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)))
+    busy = BusyPoll(WeightedRule(PollingParameters()))
+    lanes = [BulkLane(8, portion=8, busy=busy, force_syscalls=forced) for forced in (False, True)]
+    if not lanes[0]._ring.usable:
+        pytest.skip(f"nothing is polled: {lanes[0]._ring.why_not}")
+    assert [(lane._busy, lane._part) for lane in lanes] == [(busy, 1), (None, 4)]
+    with path.open("rb") as file:
+        for lane in lanes:
+            job = Bulk(Opcode.PREAD, file, Pieces(range(100), None, 1, reading=True))
+            lane.run(job)
+            job.check()
+            assert job.pieces.made is not None
+            assert bytes(job.pieces.made) == bytes(range(100))
+            lane.close()
 
 
 def test_a_loop_that_polls(tmp_path: Path) -> None:

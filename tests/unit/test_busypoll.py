@@ -57,6 +57,28 @@ def test_what_is_there_in_time_needs_no_sleep(clock: Clock) -> None:
     assert rule.told == [(3000, 1)]
 
 
+def test_the_rule_learns_in_order(clock: Clock) -> None:
+    """Of waits of several threads, which were over before one of them was told of."""
+    rule = Rule(0)
+    busy = BusyPoll(rule)
+    busy._lessons.extend([(5, True), (7, False)])
+    busy.wait(lambda: True, None, lambda _: None)
+    assert rule.told == [(5, 1), (7, 0)]
+    busy.learn()
+    assert len(rule.told) == 3
+
+
+def test_nobody_waits_for_who_tells_the_rule(clock: Clock) -> None:
+    rule = Rule(0)
+    busy = BusyPoll(rule)
+    with busy._lock:
+        for _ in range(100):
+            busy.wait(lambda: True, None, lambda _: None)
+    assert rule.told == []
+    busy.learn()
+    assert len(rule.told) == 64
+
+
 def test_what_is_late_is_slept_for(clock: Clock) -> None:
     rule = Rule(5_000)
     slept: list[float | None] = []
