@@ -68,11 +68,11 @@ class IOContext(Reaping, BulkCalls):
         requests that are submitted although plugged, and how many operations of a bulk call are
         submitted at a time while others are in flight: an eighth of nr_events or less keeps a
         device busiest; nr_events or more takes the least processor time, with half of them in
-        flight at least. max_pending: requests that wait
-        behind the ones in flight before `submit` waits too. force_syscalls: reap by io_getevents
-        even where the ring can be read. polling: a rule of `rawaio.polling`, of this context's own,
-        by which `reap` and bulk calls look at the ring before they sleep; of no effect where
-        completions are had by io_getevents, and on a build without the GIL.
+        flight at least. max_pending: requests that wait behind the ones in flight before `submit`
+        waits too. force_syscalls: reap by io_getevents even where the ring can be read. polling: a
+        rule of `rawaio.polling`, of this context's own, by which `reap` and bulk calls look at the
+        ring before they sleep; of no effect where completions are had by io_getevents, and on a
+        build without the GIL.
 
         Raises:
             OSError: io_setup's errno, with advice as notes: EAGAIN over aio-max-nr; ENOSYS no
