@@ -316,6 +316,15 @@ def test_what_another_thread_collects_between_look_and_wait(
     assert ctx.statistics().waits == 0
 
 
+def test_a_timeout_ends_the_wait_for_what_does_not_come(ctx: rawaio.IOContext, pipe: Pipe) -> None:
+    poll = pipe.poll()
+    ctx.submit(poll)
+    for _ in range(3):
+        assert ctx.reap(min_nr=1, timeout=0.001) == []
+    pipe.fire()
+    assert requests(ctx.reap(min_nr=1)) == [poll]
+
+
 def test_nobody_waits_for_what_another_has_taken_between_look_and_wait(
     ctx: rawaio.IOContext, pipe: Pipe
 ) -> None:
