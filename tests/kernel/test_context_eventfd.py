@@ -325,6 +325,35 @@ def test_a_timeout_ends_the_wait_for_what_does_not_come(ctx: rawaio.IOContext, p
     assert requests(ctx.reap(min_nr=1)) == [poll]
 
 
+def test_what_is_reaped_may_be_under_way_again_before_the_reap_is_over(
+    ctx: rawaio.IOContext, pipe: Pipe
+) -> None:
+    """Another thread may know that it has completed; it is not marked a second time."""
+    readable, writable = os.pipe()
+    os.write(writable, b"x")
+    first, second = rawaio.Request.poll(readable, select.POLLIN), pipe.poll()
+    sleep = ctx._sleep
+
+    def asleep(timeout: float | None) -> None:
+        ctx._sleep = sleep  # type: ignore[method-assign]
+        os.read(readable, 1)
+        ctx.submit(first)
+        pipe.fire()
+        sleep(timeout)
+
+    try:
+        ctx.submit(first, second)
+        ctx._sleep = asleep  # type: ignore[method-assign]
+        assert requests(ctx.reap(min_nr=2)) == [first, second]
+        assert first.state is rawaio.State.IN_FLIGHT
+        os.write(writable, b"x")
+        assert requests(ctx.reap(min_nr=1)) == [first]
+    finally:
+        ctx.drain()
+        os.close(readable)
+        os.close(writable)
+
+
 def test_nobody_waits_for_what_another_has_taken_between_look_and_wait(
     ctx: rawaio.IOContext, pipe: Pipe
 ) -> None:
