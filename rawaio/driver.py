@@ -324,7 +324,15 @@ class Driver:
         if self._workers.stopped:
             function()
         else:
-            self._heavy.append(Call(self, function))
+            self.give(Call(self, function))
+
+    def give(self, call: Call) -> None:
+        """Have a thread make a call that nobody waits for; after `shutdown` it is made here."""
+        if self._workers.stopped:
+            call.start()
+            call.completed(call.perform(None))
+        else:
+            self._heavy.append(call)
             self._pump()
 
     def plugged(self) -> Plug:

@@ -308,8 +308,7 @@ class Handle:
         """An operation is not under way any more. May be repeated."""
         self.under_way.discard(operation)
         if self._left and not self.under_way:
-            self._left = False
-            self.driver.dispose(partial(close_all, self._disown()))
+            self._close_left()
         if self._last and not self.under_way:
             last, self._last = self._last, []
             for waiter in last:
@@ -317,6 +316,22 @@ class Handle:
                     self.driver.wake(waiter, None, None)
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _close_left(self) -> None:
+        """Close a file whose `close` was cancelled, in a thread."""
+        self._left = False
+        descriptors = self._disown()
+        if not descriptors:
+            return
+        # Counted, as in `close`: another one that closes it waits until close(2) has returned.
+        closing = FileCall(self, partial(close_all, descriptors))
+        self.under_way.add(closing)
+        try:
+            self.driver.give(closing)
+        except BaseException:
+            self.under_way.discard(closing)
+            self._left = True
+            raise
 
     def _counted(self) -> _Counted:
         return _Counted(self)

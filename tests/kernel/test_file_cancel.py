@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import pytest
 import rawaio
 from rawaio import File
 from rawaio.driver import Driver
-from rawaio.workers import MAX_THREADS
+from rawaio.workers import MAX_THREADS, Workers
 from tests.context_support import descriptors
 from tests.driver_support import (
     MOMENTS,
@@ -350,6 +351,89 @@ def test_close_cancelled(
         assert k > 1
 
     run(every(), loop)
+
+
+def test_a_close_behind_a_cancelled_one_waits_until_the_file_is_closed(
+    path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only until a thread is about to close it."""
+    closing, go, closed = threading.Event(), threading.Event(), threading.Event()
+    close = os.close
+
+    async def main() -> None:
+        file = await rawaio.open(path, direct=False)
+        fd = file.fileno()
+
+        def slow(number: int) -> None:
+            if number == fd:
+                closing.set()
+                assert go.wait(60)
+            close(number)
+            if number == fd:
+                closed.set()
+
+        file._reads_cached = False
+        with gated(file.driver) as gate:
+            gate.hold()
+            read = asyncio.create_task(file.pread(_BLOCK, 0))
+            await turns()
+            first = asyncio.create_task(file.close())
+            await turns()
+            first.cancel()
+            await asyncio.wait([first])
+            gate.release()
+        monkeypatch.setattr(os, "close", slow)
+        assert await read == _OLD[:_BLOCK]
+        await until(closing.is_set)
+        second = asyncio.create_task(file.close())
+        await turns()
+        waits = not second.done(), file.statistics().under_way
+        go.set()
+        await second
+        assert waits == (True, 1)
+        assert closed.is_set()
+        assert file.statistics().under_way == 0
+
+    run(main(), loop)
+
+
+def test_a_file_left_behind_is_closed_by_the_next_close_where_there_are_no_threads(
+    path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with rawaio.open(path):  # which keeps the driver
+            file = await rawaio.open(path, direct=False)
+            fd = file.fileno()
+            file._reads_cached = False
+            with gated(file.driver) as gate, monkeypatch.context() as patch:
+                gate.hold()
+                read = asyncio.create_task(file.pread(_BLOCK, 0))
+                await turns()
+                first = asyncio.create_task(file.close())
+                await turns()
+                first.cancel()
+                await asyncio.wait([first])
+                patch.setattr(Workers, "post", _no_threads)
+                gate.release()
+                assert await read == _OLD[:_BLOCK]
+                assert file.statistics().under_way == 0
+                os.fstat(fd)
+            await file.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+
+    reported: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, what: reported.append(what))
+    try:
+        run(main(), loop)
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert [str(what["exception"]) for what in reported] == ["no threads"]
+
+
+def _no_threads(*args: object) -> None:
+    raise RuntimeError("no threads")
 
 
 def test_close_cancelled_while_all_threads_are_busy(
