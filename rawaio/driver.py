@@ -132,8 +132,9 @@ class Driver:
         self._finalizer = weakref.finalize(self, _retire, self.owned, self._workers)
         #: Where many operations are done at a time; made and set by `many`.
         self.lanes: LanesSide | None = None
-        #: Memory to read cached data into, and the same in a list, by its size.
-        self.scratch: dict[int, tuple[memoryview, list[memoryview]]] = {}
+        #: Memory to read cached data into, the same in a list, and what such a read takes of
+        #: `credit`; by its size.
+        self.scratch: dict[int, tuple[memoryview, list[memoryview], int]] = {}
         self._scratch = memoryview(b"")
         #: What the files of this driver share, by device and inode.
         self.shared: weakref.WeakValueDictionary[tuple[int, int, int], Any] = (
@@ -346,15 +347,17 @@ class Driver:
         else:
             await self.settle(self.call(function))
 
-    def more_scratch(self, nbytes: int) -> tuple[memoryview, list[memoryview]]:
+    def more_scratch(self, nbytes: int) -> tuple[memoryview, list[memoryview], int]:
         """Memory for one read of what is cached, to be copied before anything else runs."""
+        if nbytes <= 0:
+            return memoryview(b""), [], 1
         if nbytes > len(self._scratch):
             self._scratch = memoryview(bytearray(nbytes))
         if len(self.scratch) >= _SIZES:
             self.scratch.clear()
         view = self._scratch[:nbytes]
-        self.scratch[nbytes] = view, [view]
-        return view, [view]
+        scratch = self.scratch[nbytes] = view, [view], 1 + (nbytes >> 13)
+        return scratch
 
     async def breathe(self) -> None:
         """Let the loop have its turn, after many answers at once; then there is credit again."""

@@ -145,6 +145,8 @@ class Handle:
         # Whether who called close was cancelled: then the last operation closes the file.
         self._left = False
         self._reads: int = 0
+        # Reads that the page cache answered, and that are counted nowhere else.
+        self._at_once: int = 0
         self._writes: int = 0
         self._cached: int = 0
         self._unaligned: int = 0
@@ -200,9 +202,9 @@ class Handle:
     def statistics(self) -> FileStatistics:
         """A snapshot of the counters. Does not enter the kernel."""
         return FileStatistics(
-            reads=self._reads,
+            reads=self._reads + self._at_once,
             writes=self._writes,
-            cached=self._cached,
+            cached=self._cached + self._at_once,
             unaligned_writes=self._unaligned,
             threaded=self.threaded,
             continued=self.continued,

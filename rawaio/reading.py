@@ -35,8 +35,7 @@ __all__ = ["Reading"]
 _NOWAIT: Final = int(RWF.NOWAIT)
 # Up to this many bytes, what is cached is read into memory that is used again and again.
 _SCRATCH: Final = 1 << 16
-# Behind these, a read of what is cached could end beyond what there is.
-_LAST_SCRATCH: Final = MAX_OFFSET - _SCRATCH
+# Behind this one, a read of what is cached could end beyond what there is.
 _LAST_AT_ONCE: Final = MAX_OFFSET - AT_ONCE
 # How many pieces of a long transfer there are at a time.
 _PIECES: Final = 4
@@ -55,26 +54,28 @@ class Reading(Handle):
             ValueError, TypeError: nbytes or offset negative, too large, or not an int.
             ClosedError, ForkedError. io.UnsupportedOperation: not open for reading.
         """
-        self._reads += 1
-        if self._reads_cached and 0 < nbytes <= _SCRATCH and 0 <= offset <= _LAST_SCRATCH:
+        if self._reads_cached and nbytes <= _SCRATCH and offset >= 0:
             driver = self.driver
             if driver.thread != get_ident():
                 driver.check_running()
             if driver.credit <= 0:
                 await driver.breathe()
             try:
-                view, views = driver.scratch[nbytes]
+                view, views, price = driver.scratch[nbytes]
             except KeyError:
-                view, views = driver.more_scratch(nbytes)
+                view, views, price = driver.more_scratch(nbytes)
             try:
-                n = os.preadv(self._fd, views, offset, _NOWAIT)
-            except OSError as error:
-                self._not_cached(error)
-            else:
-                if n == nbytes:
-                    driver.credit -= 1 + (n >> 13)
-                    self._cached += 1
+                # The kernel refuses offsets that are too large. By -1 it means the file's position.
+                if os.preadv(self._fd, views, offset, _NOWAIT) == nbytes:
+                    driver.credit -= price
+                    self._at_once += 1
                     return view.tobytes()
+            except OverflowError:
+                pass
+            except OSError as error:
+                self._checked(nbytes, offset, self._mode.readable)
+                self._not_cached(error)
+        self._reads += 1
         nbytes, offset = self._checked(nbytes, offset, self._mode.readable)
         if not nbytes:
             return b""
@@ -115,8 +116,7 @@ class Reading(Handle):
                 else:
                     if n == len(view):
                         driver.credit -= 1 + (n >> 13)
-                        self._cached += 1
-                        self._reads += 1
+                        self._at_once += 1
                         return n
         elif self._geometry is not None and not zero_fill:
             view = writable(buffer)
