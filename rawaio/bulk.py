@@ -52,7 +52,9 @@ __all__ = ["Bulk", "BulkLane"]
 
 _IOCB: Final = struct.Struct("=QIiHhIQQqQII")
 assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
-_EVENT_SIZE: Final = 32
+_EVENT: Final = struct.Struct("=QQqq")
+_EVENT_SIZE: Final = _EVENT.size
+assert _EVENT_SIZE == ctypes.sizeof(syscalls.io_event)
 # Words of an iocb and of an event: of 64 bits, and the halves of 32 bits.
 _BUF, _NBYTES, _OFFSET = 3, 4, 5
 _LENGTH, _RES = 0, 4
@@ -155,6 +157,8 @@ class BulkLane:
         "_bytes",
         "_capacity",
         "_events",
+        "_expected",
+        "_expects",
         "_finalizer",
         "_getevents",
         "_halves",
@@ -177,8 +181,10 @@ class BulkLane:
         "_ring_words",
         "_slab",
         "_stop",
+        "_straightforward",
         "_stretch",
         "_use_ring",
+        "_waits",
         "_words",
         "eventfd",
         "io_submit_calls",
@@ -226,6 +232,12 @@ class BulkLane:
         # Not less than what may be submitted at once.
         self._stretch = max(_STRETCH, 1 << (window - 1).bit_length())
         self._length = self._capacity = 0
+        # The events of a stretch, if its operations are whole and in order; and which indexes they
+        # have, None while the rest of them is not known.
+        self._expected = bytearray()
+        # Whether the last job went so, to the same file.
+        self._straightforward = False
+        self._expects: object = None
         self._grow(1)
         # Which constant fields the slab has, in how many iocbs; and which indexes.
         self._image: tuple[object, int] = None, 0
@@ -239,8 +251,8 @@ class BulkLane:
         self._asked = 0  # what it has
         self._at = ctypes.c_void_p(0)
         self._arguments = (
-            ctypes.c_long(numbers.io_submit),
-            ctypes.c_ulong(kernel.ctx_id),
+            syscalls.fixed(ctypes.c_long, numbers.io_submit),
+            syscalls.fixed(ctypes.c_ulong, kernel.ctx_id),
             self._nr,
             self._at,
         )
@@ -248,13 +260,14 @@ class BulkLane:
         self._buffer = (ctypes.c_char * (_EVENT_SIZE * window))()
         self._events = memoryview(self._buffer).cast("B").cast("I")
         self._min_nr = ctypes.c_long(0)
+        self._waits = 0  # what it has
         self._getevents = (
-            ctypes.c_long(numbers.io_getevents),
-            ctypes.c_ulong(kernel.ctx_id),
+            syscalls.fixed(ctypes.c_long, numbers.io_getevents),
+            syscalls.fixed(ctypes.c_ulong, kernel.ctx_id),
             self._min_nr,
-            ctypes.c_long(window),
-            self._buffer,
-            ctypes.c_void_p(0),
+            syscalls.fixed(ctypes.c_long, window),
+            ctypes.byref(self._buffer),
+            syscalls.fixed(ctypes.c_void_p, 0),
         )
         self._job: Bulk | None = None
         # Behind the last operation of the job that it holds, and where the first of the job would
@@ -273,6 +286,7 @@ class BulkLane:
         base = ctypes.addressof(self._slab)
         self._pointers = array("Q", range(base, base + _IOCB.size * n, _IOCB.size))
         self._pointers_at = self._pointers.buffer_info()[0]
+        self._expects = None
 
     # -- a whole job ------------------------------------------------------------------------------
 
@@ -292,6 +306,9 @@ class BulkLane:
     def _rounds(self, job: Bulk) -> None:
         portion, window = self._portion, self.window
         most = portion
+        straight = self._use_ring and job.pieces.nbytes is not None
+        if straight and self._straightforward:
+            straight = self._straightforward = self._straight(job)
         while job.finished < job.total:
             started = self.submit(most)
             collected = self.collect()
@@ -307,6 +324,56 @@ class BulkLane:
                 time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
             elif most < window:
                 most += most  # they complete at once: no device waits for more
+            elif straight:
+                straight = self._straightforward = self._straight(job)
+                if not straight:
+                    most = portion
+
+    def _straight(self, job: Bulk) -> bool:
+        """Do windows of the stretch that complete at once, whole and in order; False for the others.
+
+        What is not so is left to `submit` and `collect`, and nothing may be in flight before.
+        """
+        first = job.next
+        if first == job.total:
+            return True
+        if first >= self._stop:
+            self._fill(job, first)
+        window, stop, origin = self.window, self._stop, self._origin
+        at, raw, arguments, take = self._at, self._raw, self._arguments, self._ring.take_expected
+        expected = self._expect(job)
+        place = _EVENT_SIZE * (first + (origin - self._pointers_at) // 8)
+        if self._asked != window:
+            self._nr.value = self._asked = window
+        while stop - first >= window:
+            at.value = origin + 8 * first
+            self.io_submit_calls += 1
+            accepted = raw(*arguments)
+            if accepted <= 0:
+                break  # nothing was started, and `submit` will learn why
+            job.next = first + accepted
+            if accepted < window or not take(expected, place, window):
+                return False
+            first += window
+            place += _EVENT_SIZE * window
+            job.finished = first
+        return True
+
+    def _expect(self, job: Bulk) -> bytearray:
+        """The events of the stretch in order, if all of its operations are whole."""
+        known = self._indexed, self._high
+        if known != self._expects:
+            n = known[0][1]
+            if self._expects is None or len(self._expected) < _EVENT_SIZE * n:
+                self._expected = bytearray(_EVENT.pack(0, 0, job.pieces.nbytes or 0, 0) * n)
+                words = memoryview(self._expected).cast("q")
+                words[1::4] = memoryview(self._pointers)[:n].cast("B").cast("q")
+            else:
+                words = memoryview(self._expected).cast("q")
+            self._expects = None
+            words[0 : 4 * n : 4] = self._words[0 : 8 * n : 8]
+            self._expects = known
+        return self._expected
 
     def _look_and_wait(self, job: Bulk, busy: BusyPoll) -> None:
         """Wait for one of those in flight, at the ring for as long as the rule says."""
@@ -350,6 +417,7 @@ class BulkLane:
         self._bytes[: _IOCB.size * wanted] = image * wanted
         self._image = constant, wanted
         self._indexed, self._high, self._addressed = (0, 0), 0, None
+        self._expects, self._straightforward = None, False
 
     def submit(self, most: int | None = None) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.
@@ -433,18 +501,16 @@ class BulkLane:
         ended = 0
         while (run := ring.next_events()) is not None:
             start, n, more = run
-            self._look(job, words, 8 * start, n)
+            start *= 8
+            stop = start + 8 * n
+            if words[start + _LENGTH : stop : 8] != words[start + _RES : stop : 8]:
+                self._look_closely(job, words[start:stop])
             ring.commit_run()
+            job.finished += n
             ended += n
             if not more:  # behind the end of the ring
                 break
         return ended
-
-    def _look(self, job: Bulk, words: memoryview, start: int, n: int) -> None:
-        stop = start + 8 * n
-        if words[start + _LENGTH : stop : 8] != words[start + _RES : stop : 8]:
-            self._look_closely(job, words[start:stop])
-        job.finished += n
 
     def _look_closely(self, job: Bulk, events: memoryview) -> None:
         """Remember those that were not whole. No errno has a half of res that is a length."""
@@ -457,7 +523,8 @@ class BulkLane:
         """io_getevents: wait for so many, and look at them; how many there were."""
         job = self._job
         assert job is not None
-        self._min_nr.value = min_nr
+        if min_nr != self._waits:
+            self._min_nr.value = self._waits = min_nr
         n = self._raw(*self._getevents)
         if n < 0:
             failure = ctypes.get_errno()
@@ -465,7 +532,10 @@ class BulkLane:
                 raise syscalls.kernel_error(failure, "io_getevents")
             return 0
         if n:
-            self._look(job, self._events, 0, n)
+            words, stop = self._events, 8 * n
+            if words[_LENGTH:stop:8] != words[_RES:stop:8]:
+                self._look_closely(job, words[:stop])
+            job.finished += n
         return n
 
     def end(self) -> None:

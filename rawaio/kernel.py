@@ -203,10 +203,10 @@ class Submitter:
         self._calls = (
             (
                 syscalls.raw_syscall(),
-                ctypes.c_long(syscalls.numbers().io_submit),
-                ctypes.c_ulong(ctx_id),
+                syscalls.fixed(ctypes.c_long, syscalls.numbers().io_submit),
+                syscalls.fixed(ctypes.c_ulong, ctx_id),
                 self._nr,
-                ctypes.c_void_p(slab.address),
+                syscalls.fixed(ctypes.c_void_p, slab.address),
             ),
             (ctypes.get_errno,),
         )

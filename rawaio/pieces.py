@@ -40,7 +40,6 @@ __all__ = ["MOST_OPERATIONS", "Pieces", "column"]
 MOST_OPERATIONS: Final = (1 << 31) - (1 << 16)
 # How many numbers are looked at together.
 _CHUNK: Final = 1 << 13
-_ZEROS: Final = memoryview(bytes(_CHUNK))
 _NBYTES: Final = attrgetter("nbytes")
 
 
@@ -79,11 +78,11 @@ def column(numbers: Numbers, what: str = "offset") -> memoryview:
     n = len(words)
     if n > MOST_OPERATIONS:
         raise ValueError(f"{n} operations are too many for one call")
-    # The highest byte of each, which no number has a use for that is not refused, or is immense.
-    high = words.cast("B")[7::8] if n else _ZEROS[:0]
     for first in range(0, n, _CHUNK):
-        part = high[first : first + _CHUNK]
-        if part != _ZEROS[: len(part)] and max(part) > 127:
+        # The highest byte of each, which no number has a use for that is not refused, or is
+        # immense. Bytes are sliced and compared at a tenth of what a view of them takes.
+        high = words[first : first + _CHUNK].tobytes()[7::8]
+        if high != bytes(len(high)) and max(high) > 127:
             _signed(given, what)
             bad = next(i for i in range(first, n) if words[i] < 0)
             raise ValueError(f"{what} {bad} is negative: {words[bad]}")

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["CompletionRing", "Ordering", "SyscallEvents", "choose_ordering"]
 
 _EVENT: Final = struct.Struct("=QQqq")
+_SIZE: Final = _EVENT.size
 _COLUMNS: Final = struct.Struct("=q8xqq")  # data, res and res2 of an event
 _NR, _HEAD, _TAIL, _MAGIC, _INCOMPAT, _HEADER_LENGTH = 1, 2, 3, 4, 6, 7
 _SEQ_CST: Final = 5  # memory_order_seq_cst of <stdatomic.h>
@@ -135,6 +136,7 @@ class CompletionRing:
         "_events",
         "_fence",
         "_next",
+        "_octets",
         "_run",
         "_words",
         "nr",
@@ -165,6 +167,7 @@ class CompletionRing:
         self.why_not: str | None
         self._words: memoryview | _Closed = _CLOSED
         self._events: memoryview | _Closed = _CLOSED
+        self._octets: memoryview | _Closed = _CLOSED  # the same, byte by byte
         room, access = _mapping(ctx_id)
         if room < ctypes.sizeof(syscalls.aio_ring) or b"r" not in access:
             self.nr = 0
@@ -182,7 +185,8 @@ class CompletionRing:
             )
         if self.why_not is None:
             self._words = words
-            self._events = _view(ctx_id + words[_HEADER_LENGTH], _EVENT.size * self.nr, "q")
+            self._events = _view(ctx_id + words[_HEADER_LENGTH], _SIZE * self.nr, "q")
+            self._octets = self._events.cast("B")
 
     @property
     def usable(self) -> bool:
@@ -282,7 +286,7 @@ class CompletionRing:
         head, run, more = found
         events: Any = self._events
         if run == 1:
-            data, res, res2 = _COLUMNS.unpack_from(events, _EVENT.size * head)
+            data, res, res2 = _COLUMNS.unpack_from(events, _SIZE * head)
             return [data], [res], [res2], more
         head, stop = 4 * head, 4 * (head + run)
         return (
@@ -301,6 +305,40 @@ class CompletionRing:
         if run:
             self._credit -= run
             words[_HEAD] = self._next
+
+    def take_expected(self, expected: bytearray, at: int, n: int) -> bool:
+        """Commit the events there are, if they are n and, byte for byte, those in expected from at.
+
+        Otherwise nothing is moved. For COUNTED this is never so: it would have to be counted.
+        """
+        words = self._words
+        head = words[_HEAD]
+        stop = head + n
+        nr = self.nr
+        events: Any = self._octets
+        if stop < nr:
+            if words[_TAIL] != stop or self._counted:  # R1: the loads of events come after this one
+                return False
+            if self._fence is not None:
+                self._fence()  # R1; pairs with smp_wmb() in aio_complete()
+            if not expected.startswith(events[_SIZE * head : _SIZE * stop], at):
+                return False
+        else:
+            stop -= nr
+            if words[_TAIL] != stop or self._counted or not stop < head < nr:  # R1
+                return False
+            if self._fence is not None:
+                self._fence()  # R1
+            first = _SIZE * (nr - head)
+            if not expected.startswith(events[_SIZE * head :], at) or not expected.startswith(
+                events[: _SIZE * stop], at + first
+            ):
+                return False
+        self._run = 0
+        if self._fence is not None:
+            self._fence()  # R2; pairs with the kernel's load of head in refill_reqs_available()
+        words[_HEAD] = stop
+        return True
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events of the run that peek found, as signed ints."""
@@ -362,7 +400,7 @@ class CompletionRing:
 
     def close(self) -> None:
         """Drop every view of the ring. Idempotent."""
-        self._words = self._events = _CLOSED
+        self._words = self._events = self._octets = _CLOSED
         if self.why_not is None:
             self.why_not = "closed"
 
@@ -390,7 +428,7 @@ class SyscallEvents:
 
     def __init__(self, ctx_id: int, capacity: int = 256) -> None:
         """capacity: events per system call; 256 are 8 KiB, and more at once gains nothing."""
-        self._buffer = (ctypes.c_char * (_EVENT.size * capacity))()
+        self._buffer = (ctypes.c_char * (_SIZE * capacity))()
         self._events = memoryview(self._buffer).cast("B").cast("q")
         self._capacity = capacity
         self._given = 0
@@ -402,11 +440,11 @@ class SyscallEvents:
         self._calls = (
             (
                 syscalls.raw_syscall(),
-                ctypes.c_long(syscalls.numbers().io_getevents),
-                ctypes.c_ulong(ctx_id),
-                ctypes.c_long(0),
-                ctypes.c_long(capacity),
-                ctypes.c_void_p(ctypes.addressof(self._buffer)),
+                syscalls.fixed(ctypes.c_long, syscalls.numbers().io_getevents),
+                syscalls.fixed(ctypes.c_ulong, ctx_id),
+                syscalls.fixed(ctypes.c_long, 0),
+                syscalls.fixed(ctypes.c_long, capacity),
+                syscalls.fixed(ctypes.c_void_p, ctypes.addressof(self._buffer)),
                 ctypes.byref(no_wait),
             ),
             (ctypes.get_errno,),
@@ -543,7 +581,7 @@ def _validate(words: memoryview, room: int) -> str | None:
         return f"header_length is {header_length}"
     if nr < 2:  # one slot is always empty
         return f"nr is {nr}"
-    if header_length + _EVENT.size * nr > room:
+    if header_length + _SIZE * nr > room:
         return f"nr is {nr}, more than the {room} mapped bytes hold"
     if words[_TAIL] >= nr:
         return f"tail is {words[_TAIL]}, not below nr, {nr}"

@@ -60,6 +60,7 @@ __all__ = [
     "SyscallNumbers",
     "aio_ring",
     "fallocate",
+    "fixed",
     "io_cancel",
     "io_destroy",
     "io_event",
@@ -271,13 +272,21 @@ def _libc() -> ctypes.CDLL:
 def raw_syscall() -> Callable[..., int]:
     """`syscall(2)` of the C library, for boxed arguments; -1 is failure, then `ctypes.get_errno()`.
 
-    Safety: every argument must be a ctypes object of 8 bytes (`c_long`, `c_ulong`, `c_void_p`):
-    a bare int is cut to 32 bits.
+    Safety: every argument must be a ctypes object of 8 bytes (`c_long`, `c_ulong`, `c_void_p`), or
+    made of one by `fixed`: a bare int is cut to 32 bits.
     """
     numbers()
     function: Any = _libc()["syscall"]
     function.restype = ctypes.c_long
     return function  # type: ignore[no-any-return]
+
+
+def fixed(kind: type[ctypes._SimpleCData[Any]], value: int) -> object:
+    """An argument for `raw_syscall` that never changes: it is converted here, and not each time.
+
+    kind: of 8 bytes, as there.
+    """
+    return kind.from_param(value)
 
 
 @cache

@@ -28,6 +28,15 @@ def address_of(buffer: Any) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
+def passed(argument: Any) -> int:
+    """What an argument of `raw_syscall` is, boxed or made by `fixed`."""
+    if hasattr(argument, "value"):
+        return argument.value or 0
+    # As in "<cparam 'l' (209)>": nothing else tells what is in it.
+    text = repr(argument).partition("(")[2].removesuffix(")>")
+    return 0 if "nil" in text else int(text, 0)
+
+
 class Interruption(BaseException):
     """In place of KeyboardInterrupt."""
 
@@ -137,6 +146,13 @@ class FakeRing:
         tail = self.words[TAIL]
         self.write(tail, event)
         self.words[TAIL] = (tail + 1) % self.nr
+
+    def consume(self) -> bytes:
+        """Take the first event, as io_getevents does."""
+        head = self.words[HEAD]
+        at = self.start + self.header_length + EVENT_SIZE * head
+        self.words[HEAD] = (head + 1) % self.nr
+        return self.memory[at : at + EVENT_SIZE]
 
     def protect(self, access: int, nbytes: int | None = None) -> None:
         """Take access to the memory away, by mprotect(2); or to the first nbytes of it."""

@@ -32,6 +32,7 @@ from rawaio.pieces import Pieces
 from rawaio.syscalls import RWF, Opcode, numbers
 from rawaio.transfer import FileCall
 from tests.fuse_server import FuseServer
+from tests.support import passed
 
 BLOCK = 4096
 
@@ -387,7 +388,7 @@ def test_a_lane_looks_into_the_ring_if_it_may(fd: int, forced: bool) -> None:
     called: list[int] = []
 
     def watch(*arguments: Any) -> int:
-        called.append(arguments[0].value)
+        called.append(passed(arguments[0]))
         return raw(*arguments)
 
     lane._raw = watch
@@ -509,6 +510,25 @@ def test_a_window_of_more_than_a_stretch_is_submitted_at_once(fd: int) -> None:
     assert lane.submit() == window
     assert lane.io_submit_calls == 1
     lane.close()
+
+
+def test_a_descriptor_that_is_another_file_now(path: Path, content: bytes) -> None:
+    """Which is read directly, and not at once as the one before was."""
+    offsets = [BLOCK * (7 * i % 64) for i in range(300)]
+    expected = b"".join(content[o : o + BLOCK] for o in offsets)
+    direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    fd = os.open(path, os.O_RDONLY)
+    out = rawaio.aligned_buffer(BLOCK * len(offsets))
+    try:
+        with rawaio.IOContext(8, max_batch=8) as context:
+            for source in (fd, fd, direct, fd):
+                os.dup2(source, fd)
+                out[:] = bytes(len(out))
+                assert context.pread_many(fd, offsets, BLOCK, out) == len(out)
+                assert out == expected
+    finally:
+        os.close(fd)
+        os.close(direct)
 
 
 def test_one_lane_for_jobs_of_all_sizes(fd: int, content: bytes) -> None:
@@ -742,7 +762,7 @@ class _Refuses:
         lane._raw = self
 
     def __call__(self, *arguments: Any) -> int:
-        if self.left and arguments[0].value == numbers().io_submit:
+        if self.left and passed(arguments[0]) == numbers().io_submit:
             self.left -= 1
             ctypes.set_errno(self.failure)
             return -1

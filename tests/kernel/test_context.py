@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import math
@@ -20,6 +21,7 @@ import rawaio
 from rawaio import Request
 from rawaio.ring import CompletionRing, Ordering
 from rawaio.statistics import Statistics
+from rawaio.syscalls import fixed
 from tests.context_support import (
     LIMIT_S,
     Pipe,
@@ -536,7 +538,7 @@ def test_an_io_getevents_that_fails_is_no_secret(make: _Make, null: int) -> None
     ctx.submit(_write(null))
     by_syscall = ctx._by_syscall
     real = by_syscall._calls
-    wrong = (*real[0][:2], type(real[0][2])(0), *real[0][3:])
+    wrong = (*real[0][:2], fixed(ctypes.c_ulong, 0), *real[0][3:])
     use_ring, ctx._use_ring = ctx._use_ring, False
     by_syscall._calls = (wrong, real[1])
     with pytest.raises(OSError, match="io_getevents") as caught:

@@ -14,6 +14,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ import rawaio
 from rawaio import bulk, syscalls
 from rawaio.bulk import Bulk, BulkLane
 from rawaio.pieces import Pieces
+from rawaio.ring import CompletionRing, Ordering
 from rawaio.syscalls import Opcode
+from tests.support import FakeRing, passed
 
 WINDOW = 24
 FD = 77
@@ -34,18 +37,22 @@ IOCB = struct.Struct("=QIiHhIQQqQII")
 
 
 class AnyOrder:
-    """io_submit and io_getevents, by chance."""
+    """io_submit, io_getevents and the ring, by chance."""
 
     def __init__(self, seed: int, bad: dict[int, int], lagging: set[int]) -> None:
         """bad: errno by offset; positive, of the event; negative, of io_submit.
 
         lagging: offsets of what completes when nothing else does.
         """
+        #: Where completions are, for a lane that looks at it; set by `perform`.
+        self.ring: FakeRing | None = None
         self.random = random.Random(seed)
         self.bad = bad
         self.lagging = lagging
         self.started: Counter[int] = Counter()
-        self.in_flight: list[tuple[int, int, int, int, int]] = []
+        #: Those that io_submit failed with, which it may be asked more than once.
+        self.refused: set[int] = set()
+        self.in_flight: list[tuple[int, int, int, int, int, int]] = []
         self.most = 0
         #: How many were in flight, how many more were offered, and behind which one they end.
         self.offers: list[tuple[int, int, int]] = []
@@ -58,18 +65,46 @@ class AnyOrder:
 
     def __call__(self, number: Any, ctx_id: Any, *arguments: Any) -> int:
         del ctx_id
-        if number.value == self.numbers.io_submit:
-            before = len(self.started)
-            result = self.submit(arguments[0].value, arguments[1].value)
-            self.took = len(self.started) > before
+        if passed(number) == self.numbers.io_submit:
+            before = len(self.started) + len(self.refused)
+            result = self.submit(passed(arguments[0]), passed(arguments[1]))
+            self.took = len(self.started) + len(self.refused) > before
+            if self.ring is not None:
+                self.run_on(self.ring)
             return result
-        assert number.value == self.numbers.io_getevents
-        self.waits.append((arguments[0].value, len(self.in_flight), len(self.started), self.took))
-        return self.getevents(*arguments)
+        assert passed(number) == self.numbers.io_getevents
+        min_nr, nr, buffer, timeout = arguments
+        begun = len(self.started) + len(self.refused)
+        self.waits.append((passed(min_nr), len(self.in_flight), begun, self.took))
+        assert not passed(timeout)
+        return self.getevents(passed(min_nr), passed(nr), buffer)
+
+    def run_on(self, ring: FakeRing) -> None:
+        """Complete some, behind an io_submit."""
+        chance = self.pace()
+        if chance >= 0.8:
+            return
+        if chance >= 0.6:
+            self.random.shuffle(self.in_flight)
+        self.in_flight.sort(key=lambda one: one[4] in self.lagging)
+        n = len(self.in_flight)
+        if 0.5 <= chance < 0.7:
+            n = self.random.randint(0, n)
+        self.produce(ring, n)
+
+    def pace(self) -> float:
+        """Below 0.5, all complete when they are submitted, and in order."""
+        return self.random.random()
+
+    def produce(self, ring: FakeRing, n: int) -> None:
+        for one in self.in_flight[:n]:
+            ring.produce(struct.unpack("=QQqq", self.complete(one)))
+        del self.in_flight[:n]
 
     def submit(self, nr: int, pointers: int) -> int:
         assert nr > 0
-        self.offers.append((len(self.in_flight), nr, len(self.started) + nr))
+        begun = len(self.started) + len(self.refused)
+        self.offers.append((len(self.in_flight), nr, begun + nr))
         chance = self.random.random()
         if chance < 0.1:
             ctypes.set_errno(self.random.choice([errno.EAGAIN, errno.EINTR]))
@@ -85,38 +120,43 @@ class AnyOrder:
             if failure > 0:
                 if accepted:
                     break
-                self.started[data >> 32] += 1
+                self.refused.add(data >> 32)
                 ctypes.set_errno(failure)
                 return -1
             self.started[data >> 32] += 1
-            self.in_flight.append((data, opcode, buf, nbytes, offset))
+            self.in_flight.append((data, opcode, buf, nbytes, offset, at))
             accepted += 1
             if chance < 0.4 and self.random.random() < 0.2:
                 break
         self.most = max(self.most, len(self.in_flight))
         return accepted
 
-    def getevents(self, min_nr: Any, nr: Any, buffer: Any, timeout: Any) -> int:
-        assert not timeout.value
-        assert min_nr.value <= len(self.in_flight), "it would wait for ever"
-        if not min_nr.value or self.random.random() < 0.1:
+    def getevents(self, min_nr: int, nr: int, buffer: Any) -> int:
+        ring = self.ring
+        there = 0 if ring is None else len(ring)
+        assert min_nr <= len(self.in_flight) + there, "it would wait for ever"
+        if not min_nr or self.random.random() < 0.1:
             interrupted = self.random.random() < 0.5
             # Of 0 events it says nothing, and what was said before is not of them.
             ctypes.set_errno(errno.EINTR if interrupted else errno.EFAULT)
             return -1 if interrupted else 0
         self.random.shuffle(self.in_flight)
         self.in_flight.sort(key=lambda one: one[4] in self.lagging)
-        n = self.random.randint(min_nr.value, min(nr.value, len(self.in_flight)))
-        events = b"".join(map(self.complete, self.in_flight[:n]))
-        del self.in_flight[:n]
+        n = self.random.randint(max(min_nr, there), min(nr, len(self.in_flight) + there))
+        if ring is None:
+            events = b"".join(map(self.complete, self.in_flight[:n]))
+            del self.in_flight[:n]
+        else:
+            self.produce(ring, n - there)
+            events = b"".join(ring.consume() for _ in range(n))
         ctypes.memmove(buffer, events, len(events))
         return n
 
-    def complete(self, operation: tuple[int, int, int, int, int]) -> bytes:
-        data, opcode, buf, nbytes, offset = operation
+    def complete(self, operation: tuple[int, int, int, int, int, int]) -> bytes:
+        data, opcode, buf, nbytes, offset, at = operation
         failure = self.bad.get(offset, 0)
         if failure > 0:
-            return struct.pack("=QQqq", data, 0, -failure, 0)
+            return struct.pack("=QQqq", data, at, -failure, 0)
         if opcode == Opcode.PREAD:
             part = self.file[offset : offset + nbytes]
             ctypes.memmove(buf, bytes(part), len(part))
@@ -124,23 +164,48 @@ class AnyOrder:
         else:
             self.file[offset : offset + nbytes] = ctypes.string_at(buf, nbytes)
             done = nbytes
-        return struct.pack("=QQqq", data, 0, done, 0)
+        return struct.pack("=QQqq", data, at, done, 0)
 
 
-@pytest.fixture(scope="module", params=[None, 1, 5, WINDOW], ids="portion {}".format)
+#: The rings of lanes that look at one.
+RINGS: dict[BulkLane, FakeRing] = {}
+
+
+def lane_on(ring: FakeRing, portion: int | None = None) -> BulkLane:
+    """A lane that looks at this ring, and not at its context's."""
+    made = BulkLane(WINDOW, portion=portion)
+    made._ring.close()
+    made._ring = CompletionRing(ring.address, ordering=(Ordering.TSO, None))
+    made._ring_words = made._ring.events
+    made._use_ring = True
+    RINGS[made] = ring
+    return made
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(way, portion) for way in ("io_getevents", "ring") for portion in (None, 1, 5, WINDOW)],
+    ids="{0[0]}, portion {0[1]}".format,
+)
 def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
     """One for all, so that each job comes after others of all kinds."""
-    made = BulkLane(WINDOW, portion=request.param, force_syscalls=True)
-    assert made._portion == (request.param or WINDOW)
+    way, portion = request.param
+    if way == "ring":
+        made = lane_on(FakeRing(2 * WINDOW + 3), portion)
+    else:
+        made = BulkLane(WINDOW, portion=portion, force_syscalls=True)
+    assert made._portion == (portion or WINDOW)
     # Without a pause: this kernel's shortage is over at once.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "_RETRY_S", 0)
         yield made
     made.close()
+    RINGS.pop(made, None)
 
 
 def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     raw, lane._raw = lane._raw, kernel
+    kernel.ring = RINGS.get(lane)
     calls = lane.io_submit_calls
     try:
         lane.begin(job)
@@ -150,7 +215,8 @@ def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
         lane._raw = raw
     assert lane.io_submit_calls - calls == len(kernel.offers)
     assert not kernel.in_flight
-    assert kernel.started == Counter(range(job.total))
+    assert kernel.started == Counter(set(range(job.total)) - kernel.refused)
+    assert kernel.refused <= job.failures.keys()
     assert kernel.most <= WINDOW
     busy = [(nr, stop) for in_flight, nr, stop in kernel.offers if in_flight]
     assert all(nr <= lane._portion for nr, _ in busy)
@@ -276,9 +342,12 @@ class AtOnce(AnyOrder):
         self.random.seed(0)  # which neither refuses nor takes a part
         return super().submit(nr, pointers)
 
-    def getevents(self, min_nr: Any, nr: Any, buffer: Any, timeout: Any) -> int:
+    def getevents(self, min_nr: int, nr: int, buffer: Any) -> int:
         self.random.seed(0)
-        return super().getevents(ctypes.c_long(len(self.in_flight)), nr, buffer, timeout)
+        return super().getevents(len(self.in_flight), nr, buffer)
+
+    def pace(self) -> float:
+        return 0
 
 
 def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLane) -> None:
@@ -291,6 +360,41 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
     assert nrs[0] == lane._portion
     assert nrs[6:20] == [WINDOW] * 14
     job.check()
+
+
+def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a job like the one before, from its first window on; until one is not so."""
+    lane = lane_on(FakeRing(2 * WINDOW + 3))
+    submit = BulkLane.submit
+    calls = 0
+
+    def counted(lane: BulkLane, most: int | None = None) -> int:
+        nonlocal calls
+        calls += 1
+        return submit(lane, most)
+
+    def submits(count: int, bad: dict[int, int]) -> int:
+        """How many there are outside of the short way."""
+        nonlocal calls
+        calls = 0
+        pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+        job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+        perform(lane, AtOnce(0, bad, set()), job)
+        assert job.failures == {i: -failure for i, failure in bad.items()}
+        return calls
+
+    monkeypatch.setattr(BulkLane, "submit", counted)
+    count = 10 * WINDOW
+    with closing(lane):
+        assert submits(count, {}) == 1
+        assert submits(count, {}) == 0
+        assert submits(count, {5 * WINDOW: errno.EIO}) == 5  # it is looked at before the next
+        assert submits(count, {}) == 1
+        many = bulk._WHOLE + 2 * bulk._STRETCH  # in stretches, whose ends are none of windows
+        ends = many // bulk._STRETCH
+        assert submits(many, {}) == ends + 1  # the slab is larger now
+        assert submits(many, {}) == ends
+    del RINGS[lane]
 
 
 def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +433,7 @@ def test_a_short_stretch_where_the_lower_half_begins_again(lane: BulkLane) -> No
     pieces = Pieces(range(begun + 7), bytearray(begun + 7), 1, reading=True)
     job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
     raw, lane._raw = lane._raw, kernel
+    kernel.ring = RINGS.get(lane)
     try:
         lane.begin(job)
         job.next = job.finished = begun

@@ -35,6 +35,7 @@ from tests.support import (
     Event,
     FakeRing,
     interrupted_at,
+    passed,
 )
 
 TSO = (Ordering.TSO, None)
@@ -218,6 +219,108 @@ def test_the_next_run_is_no_longer_than_what_was_counted() -> None:
     assert next_run(ring) == (*columns_of([event(i) for i in range(2, 6)]), False)
 
 
+@pytest.mark.parametrize("header_length", [32, 40])
+@pytest.mark.parametrize("nr", range(2, 9))
+def test_expected_events_are_taken_and_no_others(nr: int, header_length: int) -> None:
+    fake = full(nr, header_length)
+    ring = opened(fake)
+    for head in range(nr):
+        for tail in range(nr):
+            there = (tail - head) % nr
+            events = [struct.pack("=QQqq", *event((head + i) % nr)) for i in range(nr)]
+            before = b"\xff" * 64
+            expected = bytearray(before + b"".join(events))
+            for n in range(1, nr + 2):
+                fake.words[HEAD], fake.words[TAIL] = head, tail
+                memory = bytes(fake.memory)
+                assert not ring.take_expected(expected, 0, n)
+                assert not ring.take_expected(expected[: 64 + 32 * n - 1], 64, n)
+                for byte in range(64, 64 + 32 * min(n, nr), 7):
+                    wrong = bytearray(expected)
+                    wrong[byte] ^= 1
+                    assert not ring.take_expected(wrong, 64, n)
+                assert bytes(fake.memory) == memory
+                assert ring.take_expected(expected[: 64 + 32 * n], 64, n) is (n == there)
+                assert fake.words[HEAD] == (tail if n == there else head)
+                assert fake.words[TAIL] == tail
+
+
+def test_expected_events_behind_a_head_that_is_too_large_are_left_to_others() -> None:
+    fake = full(4)
+    ring = opened(fake)
+    expected = bytearray(b"".join(struct.pack("=QQqq", *event(i % 4)) for i in range(1, 9)))
+    for head, tail in ((5, 3), (5, 7), (4, 2), (4, 0), (9, 1)):
+        fake.words[HEAD], fake.words[TAIL] = head, tail
+        for n in range(1, 9):
+            assert not ring.take_expected(expected, 0, n)
+        assert fake.words[HEAD] == head
+
+
+def test_expected_events_are_taken_behind_what_was_found() -> None:
+    """What `next_events` gave is not committed once more."""
+    fake = full(8)
+    ring = opened(fake)
+    fake.words[TAIL] = 3
+    assert ring.next_events() is not None
+    expected = bytearray(b"".join(struct.pack("=QQqq", *event(i)) for i in range(3)))
+    assert ring.take_expected(expected, 0, 3)
+    fake.words[TAIL] = 6
+    ring.commit_run()
+    assert fake.words[HEAD] == 3
+
+
+@pytest.mark.parametrize(("head", "tail"), [(2, 5), (7, 2)])
+def test_expected_events_are_fenced_as_the_others_are(head: int, tail: int) -> None:
+    fake = full(9)
+    order: list[tuple[int, int]] = []
+    ring = CompletionRing(
+        fake.address,
+        ordering=(Ordering.FENCE, lambda: order.append((fake.words[HEAD], fake.words[TAIL]))),
+    )
+    n = (tail - head) % 9
+    slots = [(head + i) % 9 for i in range(n)]
+    expected = bytearray(b"".join(struct.pack("=QQqq", *event(i)) for i in slots))
+    fake.words[HEAD], fake.words[TAIL] = head, head
+    assert not ring.take_expected(expected, 0, n)
+    assert order == []
+    fake.words[TAIL] = tail
+    assert ring.take_expected(expected, 0, n)
+    assert order == [(head, tail)] * 2  # R1, and R2 before head moves
+    assert fake.words[HEAD] == tail
+
+
+@pytest.mark.parametrize("ordering", [Ordering.TSO, Ordering.FENCE])
+@pytest.mark.parametrize("head", [2, 6])
+def test_expected_events_are_loaded_between_tail_and_head(ordering: Ordering, head: int) -> None:
+    fake = full(8)
+    fake.words[HEAD], fake.words[TAIL] = head, (head + 4) % 8
+    ring, log = recorded(fake, ordering)
+    expected = bytearray(b"".join(struct.pack("=QQqq", *event((head + i) % 8)) for i in range(4)))
+    assert ring.take_expected(expected, 0, 4)
+    fence = [("fence",)] if ordering is Ordering.FENCE else []
+    loads = [("load", "octets")] * (2 if head == 6 else 1)
+    assert log == [
+        ("load", "words", HEAD),
+        ("load", "words", TAIL),
+        *fence,
+        *loads,
+        *fence,
+        ("store", "words", HEAD, (head + 4) % 8),
+    ]
+
+
+@pytest.mark.parametrize(("head", "tail"), [(0, 3), (7, 1)])
+def test_what_has_to_be_counted_is_not_expected(head: int, tail: int) -> None:
+    fake = full(9)
+    fake.words[HEAD], fake.words[TAIL] = head, tail
+    ring = CompletionRing(fake.address, counted=True, ordering=COUNTED)
+    ring.credit(9)
+    slots = [(head + i) % 9 for i in range(3)]
+    expected = bytearray(b"".join(struct.pack("=QQqq", *event(i)) for i in slots))
+    assert not ring.take_expected(expected, 0, 3)
+    assert fake.words[HEAD] == head
+
+
 @pytest.mark.parametrize("nr", [2, 3, 7])
 def test_advance_and_peek_is_commit_and_then_peek(nr: int) -> None:
     fake = full(nr)
@@ -368,6 +471,7 @@ def refuses_everything(ring: CompletionRing) -> None:
         lambda: ring.decode(0),
         lambda: ring.columns(0),
         lambda: ring.advance_and_peek(0),
+        lambda: ring.take_expected(bytearray(32), 0, 1),
     ]
     for call in calls:
         with pytest.raises(ClosedError, match=r"^the completion ring is closed or not usable$"):
@@ -396,9 +500,10 @@ def test_a_closed_ring_has_no_view_of_the_memory() -> None:
     fake = FakeRing(4)
     ring = opened(fake)
     inside = cast("Any", ring)
-    assert [type(inside._words), type(inside._events)] == [memoryview, memoryview]
+    views = ("_words", "_events", "_octets")
+    assert [type(getattr(inside, name)) for name in views] == [memoryview] * 3
     ring.close()
-    assert memoryview not in [type(inside._words), type(inside._events)]
+    assert memoryview not in [type(getattr(inside, name)) for name in views]
     with pytest.raises(ClosedError):
         inside._words[HEAD] = 1
 
@@ -695,6 +800,7 @@ def recorded(fake: FakeRing, ordering: Ordering) -> tuple[CompletionRing, list[t
     inside = cast("Any", ring)
     inside._words = Recorder("words", inside._words, log)
     inside._events = Recorder("events", inside._events, log)
+    inside._octets = Recorder("octets", inside._octets, log)
     return ring, log
 
 
@@ -837,24 +943,21 @@ class FakeGetevents:
 
     def __call__(self, *arguments: Any) -> int:
         number, ctx_id, min_nr, nr, address, timeout = arguments
-        assert isinstance(number, ctypes.c_long)
-        assert number.value == syscalls.numbers().io_getevents
-        assert isinstance(ctx_id, ctypes.c_ulong)
-        assert ctx_id.value == CONTEXT
-        assert isinstance(min_nr, ctypes.c_long)
-        assert min_nr.value == 0
-        assert isinstance(nr, ctypes.c_long)
-        assert isinstance(address, ctypes.c_void_p)
+        # None of them a bare int, of which 32 bits would be passed.
+        assert not any(isinstance(argument, int) for argument in arguments)
+        assert passed(number) == syscalls.numbers().io_getevents
+        assert passed(ctx_id) == CONTEXT
+        assert passed(min_nr) == 0
+        room = passed(nr)
         assert (timeout._obj.tv_sec, timeout._obj.tv_nsec) == (0, 0)
         self.calls += 1
         if self.failures:
             ctypes.set_errno(self.failures.pop(0))
             return -1
         ctypes.set_errno(errno.EINVAL)  # stale, and to be ignored
-        taken = self.ready[: nr.value]
-        del self.ready[: nr.value]
-        assert address.value is not None
-        space = (syscalls.io_event * nr.value).from_address(address.value)
+        taken = self.ready[:room]
+        del self.ready[:room]
+        space = (syscalls.io_event * room).from_address(passed(address))
         for i, (data, obj, res, res2) in enumerate(taken):
             space[i] = syscalls.io_event(data, obj, res, res2)
         return len(taken)
