@@ -54,7 +54,7 @@ _IOCB: Final = struct.Struct("=QIiHhIQQqQII")
 assert _IOCB.size == ctypes.sizeof(syscalls.iocb)
 _EVENT: Final = struct.Struct("=QQqq")
 _EVENT_SIZE: Final = _EVENT.size
-assert _EVENT_SIZE == ctypes.sizeof(syscalls.io_event)
+assert ctypes.sizeof(syscalls.io_event) == _EVENT_SIZE
 # Words of an iocb and of an event: of 64 bits, and the halves of 32 bits.
 _BUF, _NBYTES, _OFFSET = 3, 4, 5
 _LENGTH, _RES = 0, 4
@@ -330,9 +330,10 @@ class BulkLane:
                     most = portion
 
     def _straight(self, job: Bulk) -> bool:
-        """Do windows of the stretch that complete at once, whole and in order; False for the others.
+        """Do windows of the stretch for as long as they complete at once, whole and in order.
 
-        What is not so is left to `submit` and `collect`, and nothing may be in flight before.
+        Whether all did; what did not is left to `submit` and `collect`. To be called with nothing in
+        flight.
         """
         first = job.next
         if first == job.total:

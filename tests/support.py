@@ -147,6 +147,11 @@ class FakeRing:
         self.write(tail, event)
         self.words[TAIL] = (tail + 1) % self.nr
 
+    def close(self) -> None:
+        """Unmap it: nothing may refer to it any more."""
+        self.words.release()
+        self.memory.close()
+
     def consume(self) -> bytes:
         """Take the first event, as io_getevents does."""
         head = self.words[HEAD]

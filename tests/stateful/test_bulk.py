@@ -200,7 +200,8 @@ def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
         patch.setattr(bulk, "_RETRY_S", 0)
         yield made
     made.close()
-    RINGS.pop(made, None)
+    if made in RINGS:
+        RINGS.pop(made).close()
 
 
 def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
@@ -394,7 +395,7 @@ def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyP
         ends = many // bulk._STRETCH
         assert submits(many, {}) == ends + 1  # the slab is larger now
         assert submits(many, {}) == ends
-    del RINGS[lane]
+    RINGS.pop(lane).close()
 
 
 def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.MonkeyPatch) -> None:
