@@ -332,8 +332,8 @@ class BulkLane:
     def _straight(self, job: Bulk) -> bool:
         """Do windows of the stretch for as long as they complete at once, whole and in order.
 
-        Whether all did; what did not is left to `submit` and `collect`. To be called with nothing in
-        flight.
+        Whether all did; what did not is left to `submit` and `collect`. To be called with nothing
+        in flight.
         """
         first = job.next
         if first == job.total:
