@@ -21,7 +21,7 @@ from typing import Any, Self
 import pytest
 
 import rawaio
-from rawaio.cli import bench
+from rawaio.cli import _bench_engines, _bench_figures, _bench_settings, _bench_target, bench
 from tests import seccomp
 from tests.loopdevice import loop_device
 
@@ -49,7 +49,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Generator[Path, None, None]:
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    _bench_settings.add_arguments(parser)
     return bench.run(parser.parse_args([*QUICK, *words]))
 
 
@@ -146,7 +146,7 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def find_geometry(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(bench, "find_geometry", find_geometry)
+    monkeypatch.setattr(_bench_target, "find_geometry", find_geometry)
 
 
 def test_without_direct_io_it_goes_on_buffered(
@@ -171,7 +171,7 @@ def test_other_errors_of_the_file_are_told(
 def test_submits_that_sleep_are_seen(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_sleeps", count().__next__)
+    monkeypatch.setattr(_bench_engines, "_sleeps", count().__next__)
     cells = report_of(capsys)["cells"]
     assert [c["submit_blocked"] for c in cells] == [True, True, None] * 2
     assert [c["submit_sleep_share"] for c in cells] == [1, 1, None] * 2
@@ -180,7 +180,7 @@ def test_submits_that_sleep_are_seen(
 def test_without_proc_the_file_system_is_not_known(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "mount_of", lambda fd: None)
+    monkeypatch.setattr(_bench_target, "mount_of", lambda fd: None)
     assert report_of(capsys)["file_system"] == ""
 
 
@@ -245,7 +245,7 @@ def test_a_file_is_read_and_never_written(
         opened[fd] = Path(name)
         return fd
 
-    def recording_measure(*args: Any) -> list[bench.Cell]:
+    def recording_measure(*args: Any) -> list[_bench_figures.Cell]:
         # Whatever way it was opened, this is what the kernel lets a descriptor do.
         for fd, name in opened.items():
             if name == path:
@@ -326,9 +326,9 @@ def test_a_file_that_shrinks(
     first: int,
 ) -> None:
     Path("file").write_bytes(bytes(65536))
-    make_engines = bench.make_engines
+    make_engines = _bench_engines.make_engines
 
-    def one_engine(*args: Any) -> list[list[bench.Engine]]:
+    def one_engine(*args: Any) -> list[list[_bench_engines.Engine]]:
         return [[group[first]] for group in make_engines(*args)]
 
     monkeypatch.setattr(bench, "make_engines", one_engine)

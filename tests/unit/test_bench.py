@@ -16,15 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rawaio
-from rawaio.cli import bench
-from rawaio.cli.bench import Cell, Report, Settings, Slice
+from rawaio.cli import (
+    _bench_engines,
+    _bench_figures,
+    _bench_settings,
+    _bench_target,
+    _progress,
+    bench,
+)
+from rawaio.cli._bench_engines import Slice
+from rawaio.cli._bench_figures import Cell, Report
+from rawaio.cli._bench_settings import Settings
 
 # -- arguments -----------------------------------------------------------------------------------
 
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", exit_on_error=False)
-    bench.add_arguments(parser)
+    _bench_settings.add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -67,29 +76,29 @@ def test_arguments_are_parsed() -> None:
     ],
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert bench.parse_size(text) == nbytes
+    assert _bench_settings.parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "0", "0k", "k", "-1", "1.5M", "1kk", "4p", "\u0664", "1 k"])
 def test_wrong_sizes(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="above 0"):
-        bench.parse_size(text)
+        _bench_settings.parse_size(text)
 
 
 def test_depths_are_kept_in_order_and_once() -> None:
-    assert bench.parse_depths("8, 1,8,32") == (8, 1, 32)
+    assert _bench_settings.parse_depths("8, 1,8,32") == (8, 1, 32)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,", "1,0", "-1", "1;2", "a"])
 def test_wrong_depths(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="commas"):
-        bench.parse_depths(text)
+        _bench_settings.parse_depths(text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "", "1s"])
 def test_wrong_seconds(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="seconds"):
-        bench.parse_seconds(text)
+        _bench_settings.parse_seconds(text)
 
 
 def test_what_is_wrong_is_said_by_argparse() -> None:
@@ -113,7 +122,7 @@ def test_no_turn_is_longer_than_a_second(seconds: float, rounds: int) -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 40)))
 def test_latencies_are_counted_within_one_percent(latencies: list[int]) -> None:
-    counts = bench.count_latencies(latencies)
+    counts = _bench_engines.count_latencies(latencies)
     assert counts.total() == len(latencies)
     for exact, kept in zip(sorted(latencies), sorted(counts.elements()), strict=True):
         assert kept <= exact <= kept * (1 + 1 / 128)
@@ -123,7 +132,7 @@ def test_latencies_are_counted_within_one_percent(latencies: list[int]) -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1), st.integers(0, 100))
 def test_percentiles(values: list[int], percent: int) -> None:
-    found = bench.percentile(Counter(values), percent / 100)
+    found = _bench_figures.percentile(Counter(values), percent / 100)
     assert found in values
     below = sum(value < found for value in values)
     not_above = sum(value <= found for value in values)
@@ -132,27 +141,27 @@ def test_percentiles(values: list[int], percent: int) -> None:
 
 def test_percentiles_of_a_hundred_values() -> None:
     counts = Counter(range(1, 101))
-    assert bench.percentile(counts, 0.5) == 50
-    assert bench.percentile(counts, 0.99) == 99
-    assert bench.percentile(counts, 1.0) == 100
+    assert _bench_figures.percentile(counts, 0.5) == 50
+    assert _bench_figures.percentile(counts, 0.99) == 99
+    assert _bench_figures.percentile(counts, 1.0) == 100
 
 
 def test_nothing_has_no_percentile() -> None:
     with pytest.raises(ValueError, match="no values"):
-        bench.percentile(Counter(), 0.5)
+        _bench_figures.percentile(Counter(), 0.5)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 100_000), st.sampled_from([512, 4096]), st.integers())
 def test_offsets_are_blocks_of_the_file(nr_blocks: int, block_size: int, seed: int) -> None:
-    offsets = bench.choose_offsets(nr_blocks, block_size, seed)
+    offsets = _bench_target.choose_offsets(nr_blocks, block_size, seed)
     assert offsets
     assert all(0 <= o < nr_blocks * block_size and o % block_size == 0 for o in offsets)
-    assert offsets == bench.choose_offsets(nr_blocks, block_size, seed)
+    assert offsets == _bench_target.choose_offsets(nr_blocks, block_size, seed)
 
 
 def test_offsets_differ_by_seed() -> None:
-    assert bench.choose_offsets(1000, 512, 1) != bench.choose_offsets(1000, 512, 2)
+    assert _bench_target.choose_offsets(1000, 512, 1) != _bench_target.choose_offsets(1000, 512, 2)
 
 
 @dataclass(eq=False)
@@ -194,7 +203,7 @@ def test_engines_take_turns_and_each_is_first_for_once() -> None:
     engines = [
         [FakeEngine(name, depth, turns, [aio_slice()] * 4) for name in "abc"] for depth in (1, 8)
     ]
-    cells = bench.measure(engines, [0, 4096], SETTINGS, bench.Progress(StringIO()))
+    cells = bench.measure(engines, [0, 4096], SETTINGS, _progress.Progress(StringIO()))
     expected = ["abc", "abc", "bca", "bca", "cab", "cab", "abc", "abc"]
     assert "".join(name for name, _ in turns) == "".join(expected)
     assert [depth for _, depth in turns] == [1, 1, 1, 8, 8, 8] * 4
@@ -205,7 +214,7 @@ def test_engines_take_turns_and_each_is_first_for_once() -> None:
 
 def test_a_cell_is_the_sum_of_its_turns() -> None:
     engine = FakeEngine("a", 8, [], [])
-    cell = bench.summarize(engine, [aio_slice(100), aio_slice(300)])
+    cell = _bench_figures.summarize(engine, [aio_slice(100), aio_slice(300)])
     assert cell == Cell(
         engine="a",
         label="A",
@@ -230,12 +239,12 @@ def test_a_cell_is_the_sum_of_its_turns() -> None:
 
 @pytest.mark.parametrize(("sleeps", "blocked"), [(0, False), (5, False), (6, True), (100, True)])
 def test_submit_blocks_when_more_than_one_in_twenty_sleeps(sleeps: int, blocked: bool) -> None:
-    cell = bench.summarize(FakeEngine("a", 8, [], []), [aio_slice(sleeps=sleeps)])
+    cell = _bench_figures.summarize(FakeEngine("a", 8, [], []), [aio_slice(sleeps=sleeps)])
     assert cell.submit_sleep_share == sleeps / 100
     assert cell.submit_blocked is blocked
 
 
-PREADV = bench.summarize(
+PREADV = _bench_figures.summarize(
     FakeEngine("os.preadv", 1, [], []), [Slice(10, 1_000, 900, Counter({99: 10}))]
 )
 
@@ -255,7 +264,7 @@ def test_what_does_not_submit_has_no_share_of_it() -> None:
     ],
 )
 def test_how_completions_were_reaped(ring: int, syscall: int, text: str) -> None:
-    assert bench.describe_reaps(ring, syscall) == text
+    assert _bench_figures.describe_reaps(ring, syscall) == text
 
 
 # -- showing -------------------------------------------------------------------------------------
@@ -274,7 +283,7 @@ def test_how_completions_were_reaped(ring: int, syscall: int, text: str) -> None
     ],
 )
 def test_sizes_are_shown(nbytes: int, text: str) -> None:
-    assert bench.format_size(nbytes) == text
+    assert _bench_settings.format_size(nbytes) == text
 
 
 @pytest.mark.parametrize(
@@ -289,7 +298,7 @@ def test_sizes_are_shown(nbytes: int, text: str) -> None:
     ],
 )
 def test_microseconds_are_shown(us: float, text: str) -> None:
-    assert bench.format_us(us) == text
+    assert _bench_figures.format_us(us) == text
 
 
 REPORT = Report(
@@ -310,15 +319,15 @@ REPORT = Report(
     why_not_ring=None,
     warnings=(),
     cells=(
-        bench.summarize(FakeEngine("a", 1, [], []), [aio_slice()]),
+        _bench_figures.summarize(FakeEngine("a", 1, [], []), [aio_slice()]),
         PREADV,
-        bench.summarize(FakeEngine("b", 8, [], []), [aio_slice(300, sleeps=50)]),
+        _bench_figures.summarize(FakeEngine("b", 8, [], []), [aio_slice(300, sleeps=50)]),
     ),
 )
 
 
 def test_the_table() -> None:
-    head, table, meaning, *rest = bench.render_text(REPORT).split("\n\n", 4)
+    head, table, meaning, *rest = _bench_figures.render_text(REPORT).split("\n\n", 4)
     assert head == (
         "rawaio 1.2.3, CPython 3.11.2, Linux 6.1.0 x86_64, 2 CPUs\n"
         "Random direct reads of 4 KiB from 1 MiB of a temporary file in /data (ext4),\n"
@@ -335,7 +344,7 @@ def test_the_table() -> None:
     explanation = "\n\n".join(rest)
     assert "more than 5%" in explanation
     assert "Disks are noisy" in explanation
-    assert all(len(line) <= 100 for line in bench.render_text(REPORT).splitlines())
+    assert all(len(line) <= 100 for line in _bench_figures.render_text(REPORT).splitlines())
 
 
 def test_what_is_special_is_said() -> None:
@@ -347,17 +356,17 @@ def test_what_is_special_is_said() -> None:
         why_not_ring="no magic",
         warnings=("one", "two"),
     )
-    lines = bench.render_text(report).splitlines()
+    lines = _bench_figures.render_text(report).splitlines()
     assert "Random buffered reads of 4 KiB from 1 MiB of /data," in lines
     assert lines[-3:] == ["rawaio read no ring: no magic", "Warning: one", "Warning: two"]
 
 
 def test_the_table_of_nothing() -> None:
-    assert "depth  engine" in bench.render_text(replace(REPORT, cells=()))
+    assert "depth  engine" in _bench_figures.render_text(replace(REPORT, cells=()))
 
 
 def test_json_has_everything() -> None:
-    shown = json.loads(bench.render_json(REPORT))
+    shown = json.loads(_bench_figures.render_json(REPORT))
     assert shown["kernel"] == "6.1.0"
     assert shown["machine"] == "x86_64"
     assert shown["file_system"] == "ext4"
@@ -373,7 +382,7 @@ class Terminal(StringIO):
 
 def test_progress_is_a_line_on_a_terminal() -> None:
     terminal = Terminal()
-    progress = bench.Progress(terminal)
+    progress = _progress.Progress(terminal)
     progress.clear()
     assert terminal.getvalue() == ""
     progress.show("writing", 0.5)
@@ -384,7 +393,7 @@ def test_progress_is_a_line_on_a_terminal() -> None:
 
 def test_no_progress_elsewhere() -> None:
     stream = StringIO()
-    progress = bench.Progress(stream)
+    progress = _progress.Progress(stream)
     progress.show("writing", 0.5)
     progress.clear()
     assert stream.getvalue() == ""
@@ -425,10 +434,10 @@ def test_advice_of_an_error_is_printed(
 def test_a_read_that_falls_short_is_no_figure(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(6000))
     with (tmp_path / "file").open("rb") as file:
-        target = bench.Target(file.fileno(), "file", "file", "", False, 1, 2, ())
-        with pytest.raises(bench.BenchError, match="gave 6000 bytes instead of 8192"):
-            bench.warm(target, SETTINGS, bench.Progress(StringIO()))
+        target = _bench_target.Target(file.fileno(), "file", "file", "", False, 1, 2, ())
+        with pytest.raises(_bench_settings.BenchError, match="gave 6000 bytes instead of 8192"):
+            _bench_target.warm(target, SETTINGS, _progress.Progress(StringIO()))
 
 
 def test_latencies_may_come_in_an_array() -> None:
-    assert bench.count_latencies(array("Q", [1, 1, 2])) == {1: 2, 2: 1}
+    assert _bench_engines.count_latencies(array("Q", [1, 1, 2])) == {1: 2, 2: 1}
