@@ -78,9 +78,10 @@ def admit(
         TypeError: it is not a Request. And what pinning its buffer again raises.
     """
     request: object = None
+    completed = COMPLETED  # a local name is read in a third of the time
     try:
         for request in requests:
-            if request._state is COMPLETED:
+            if request._state is completed:
                 request._state = to
             else:
                 _admit_anew(request, before)
@@ -98,7 +99,8 @@ def _admit_anew(request: Request, before: dict[Request | None, int]) -> None:
         before[None] = state
         raise BusyError(f"{request!r} is under way already, or there twice")
     before[request] = state
-    request._make_ready()
+    if request._resizable:
+        request._make_ready()
 
 
 def restore(
@@ -137,6 +139,7 @@ def complete(completions: Sequence[Completion], requests: Sequence[Request] | No
 
     requests: theirs, where they are at hand. Returns how many are marked. May be repeated.
     """
+    completed = COMPLETED
     for request in map(_request_of, completions) if requests is None else requests:
         if request.callback is not None:
             return next(i for i, c in enumerate(completions) if c[0] is request)
@@ -144,7 +147,7 @@ def complete(completions: Sequence[Completion], requests: Sequence[Request] | No
             request._anchor = None
             request._state = RELEASED
         else:
-            request._state = COMPLETED
+            request._state = completed
     return len(completions)
 
 

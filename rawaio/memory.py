@@ -11,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from ._light import named_tuple
+from ._light import named_tuple, new_tuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final, NamedTuple
 
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 else:
     Pin = named_tuple(__name__, "Pin", "address nbytes anchor")
+
+_any_new_tuple: Final[Any] = new_tuple
+# A Pin in a quarter of the time.
+_new_pin: Final[Callable[[type[Pin], tuple[int, int, object]], Pin]] = _any_new_tuple
 
 
 class _PyBuffer(ctypes.Structure):
@@ -101,11 +106,12 @@ def pin_destination(buffer: WriteableBuffer) -> Pin:
     Raises:
         TypeError: no buffer, read-only, or not one contiguous block in C order.
     """
-    view = contiguous(buffer)
+    # A view needs no other one to be looked at, which would cost as much as the rest.
+    view = buffer if type(buffer) is memoryview and buffer.c_contiguous else contiguous(buffer)
     if view.readonly:
         raise TypeError(f"cannot read into a read-only {type(buffer).__name__}")
     anchor = _Anchor.from_buffer(buffer)
-    return Pin(ctypes.addressof(anchor), view.nbytes, anchor)
+    return _new_pin(Pin, (ctypes.addressof(anchor), view.nbytes, anchor))
 
 
 def pin_source(buffer: ReadableBuffer) -> Pin:
@@ -114,10 +120,13 @@ def pin_source(buffer: ReadableBuffer) -> Pin:
     Raises:
         TypeError: no buffer, or not one contiguous block in C order.
     """
-    view = contiguous(buffer)
+    if type(buffer) is memoryview and buffer.c_contiguous and not buffer.readonly:
+        view = buffer
+    else:
+        view = contiguous(buffer)
     if not view.readonly:
         anchor = _Anchor.from_buffer(buffer)
-        return Pin(ctypes.addressof(anchor), view.nbytes, anchor)
+        return _new_pin(Pin, (ctypes.addressof(anchor), view.nbytes, anchor))
     raw = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(raw), ctypes.c_int(0))
     address: int = raw.buf or 0

@@ -88,6 +88,7 @@ OPCODE_BYTE: Final = 16  # where the low byte of aio_lio_opcode is
 SERIES: Final = 1 << 16
 _MAX_OFFSET: Final = (1 << 63) - 1
 _MAX_FD: Final = (1 << 31) - 1
+_MAX_RW_FLAGS: Final = (1 << 31) - 1
 _MAX_PRIORITY: Final = (1 << 15) - 1  # aio_reqprio is a signed 16-bit word
 # POLLERR, POLLHUP and POLLNVAL, the same everywhere. `select` is for who uses it.
 _ALWAYS_POLLED: Final = 0x8 | 0x10 | 0x20
@@ -156,16 +157,18 @@ class Request:
         Raises:
             TypeError, ValueError: no request that the kernel could take.
         """
-        self._opcode = _checked_opcode(opcode)
+        # What is most often given is looked at here: a call of each check would cost as much as
+        # the rest.
+        self._opcode = opcode if type(opcode) is int and opcode in _NAMES else _opcode_of(opcode)
         self._state = NEW
         self.callback = callback
         self.user_data = user_data
-        # What is most often given is looked at here: a call of each check would cost as much as
-        # the rest.
         self._fd = fd
         self._fileno = fd if type(fd) is int and 0 <= fd <= _MAX_FD else fileno_of(fd)
         self._rw_flags = (
-            rw_flags if type(rw_flags) is int and rw_flags == 0 else _checked_rw_flags(rw_flags)
+            rw_flags
+            if type(rw_flags) is int and 0 <= rw_flags <= _MAX_RW_FLAGS
+            else _checked_rw_flags(rw_flags)
         )
         self._priority = None if priority is None else _checked_priority(priority)
         self._anchor: object = None
@@ -512,7 +515,7 @@ class Request:
         if self._opcode in _SINGLE:
             address, nbytes, anchor = pin(whole)
             count = nbytes
-            movable = memory.resizable(whole)
+            movable = type(whole) is not memoryview and memory.resizable(whole)
         else:
             if isinstance(buffer, (bytes, bytearray, memoryview)) or not isinstance(
                 buffer, Sequence
@@ -644,7 +647,7 @@ def fileno_of(fd: int | HasFileno) -> int:
     return number
 
 
-def _checked_opcode(opcode: int) -> int:
+def _opcode_of(opcode: int) -> int:
     if opcode not in _NAMES:
         known = ", ".join(f"{name} {number}" for number, name in _NAMES.items())
         raise ValueError(f"unknown opcode {opcode!r}; known are {known}")
@@ -660,7 +663,7 @@ def _checked_offset(offset: int) -> int:
 
 def _checked_rw_flags(rw_flags: int) -> int:
     rw_flags = index(rw_flags)
-    if not 0 <= rw_flags < 1 << 31:
+    if not 0 <= rw_flags <= _MAX_RW_FLAGS:
         raise ValueError(f"rw_flags must be within 0..2**31-1, not {rw_flags}")
     return rw_flags
 

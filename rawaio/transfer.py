@@ -217,9 +217,16 @@ class Transfer(_FileOperation):
 
     __slots__ = ("offset", "patience", "view")
 
+    # What the base classes' do stands here too: three calls, one inside another, cost as much.
     def __init__(self, file: FileSide, nbytes: int, offset: int, patience: Patience) -> None:
-        super().__init__(file, nbytes, file.offloads or patience.lost())
-        if self.offloaded:
+        self.driver = driver = file.driver
+        self.waiter = driver.waiter()
+        self.phase = Phase.WAITING
+        self.request = None
+        self.nbytes = nbytes
+        self.file = file
+        self.offloaded = offloaded = file.offloads or (patience.refused > 0 and patience.lost())
+        if offloaded:
             file.threaded += 1
         self.patience = patience
         self.offset = offset

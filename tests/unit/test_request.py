@@ -957,7 +957,7 @@ def test_an_error_of_pinning_is_not_taken_for_another(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Request, "_make_ready", fails)
     with pytest.raises(AttributeError, match="of the buffer"):
-        admitted(make("fsync"))
+        admitted(make("pwrite", buffer=bytearray(8)))
 
 
 def test_restore_leaves_alone_what_was_not_looked_at() -> None:
