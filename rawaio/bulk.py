@@ -235,7 +235,7 @@ class BulkLane:
         # The events of a stretch, if its operations are whole and in order; and which indexes they
         # have, None while the rest of them is not known.
         self._expected = bytearray()
-        # Whether the last job went so, to the same file.
+        # Whether the last stretch whose windows were tried went so, of the same descriptor.
         self._straightforward = False
         self._expects: object = None
         self._grow(1)
@@ -286,7 +286,6 @@ class BulkLane:
         base = ctypes.addressof(self._slab)
         self._pointers = array("Q", range(base, base + _IOCB.size * n, _IOCB.size))
         self._pointers_at = self._pointers.buffer_info()[0]
-        self._expects = None
 
     # -- a whole job ------------------------------------------------------------------------------
 
@@ -308,7 +307,7 @@ class BulkLane:
         most = portion
         straight = self._use_ring and job.pieces.nbytes is not None
         if straight and self._straightforward:
-            straight = self._straightforward = self._straight(job)
+            straight = self._straight(job)
         while job.finished < job.total:
             started = self.submit(most)
             collected = self.collect()
@@ -325,39 +324,43 @@ class BulkLane:
             elif most < window:
                 most += most  # they complete at once: no device waits for more
             elif straight:
-                straight = self._straightforward = self._straight(job)
+                straight = self._straight(job)
                 if not straight:
                     most = portion
 
     def _straight(self, job: Bulk) -> bool:
         """Do windows of the stretch for as long as they complete at once, whole and in order.
 
-        Whether all did; what did not is left to `submit` and `collect`. To be called with nothing
-        in flight.
+        Whether it is worth another try; what was not so is left to `submit` and `collect`. To be
+        called with nothing in flight.
         """
-        first = job.next
+        first = begun = job.next
         if first == job.total:
             return True
         if first >= self._stop:
             self._fill(job, first)
         window, stop, origin = self.window, self._stop, self._origin
+        if stop - first < window:
+            return True
         at, raw, arguments, take = self._at, self._raw, self._arguments, self._ring.take_expected
         expected = self._expect(job)
         place = _EVENT_SIZE * (first + (origin - self._pointers_at) // 8)
         if self._asked != window:
             self._nr.value = self._asked = window
+        self._straightforward = False
         while stop - first >= window:
             at.value = origin + 8 * first
             self.io_submit_calls += 1
             accepted = raw(*arguments)
             if accepted <= 0:
-                break  # nothing was started, and `submit` will learn why
+                return first > begun  # nothing was started, and `submit` will learn why
             job.next = first + accepted
-            if accepted < window or not take(expected, place, window):
+            if not take(expected, place, window):
                 return False
             first += window
             place += _EVENT_SIZE * window
             job.finished = first
+        self._straightforward = True
         return True
 
     def _expect(self, job: Bulk) -> bytearray:

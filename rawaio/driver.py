@@ -29,6 +29,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from itertools import islice, repeat, starmap
+from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -325,15 +326,7 @@ class Driver:
         if self._workers.stopped:
             function()
         else:
-            self.give(Call(self, function))
-
-    def give(self, call: Call) -> None:
-        """Have a thread make a call that nobody waits for; after `shutdown` it is made here."""
-        if self._workers.stopped:
-            call.start()
-            call.completed(call.perform(None))
-        else:
-            self._heavy.append(call)
+            self._heavy.append(Call(self, function))
             self._pump()
 
     def plugged(self) -> Plug:
@@ -349,8 +342,7 @@ class Driver:
 
     def more_scratch(self, nbytes: int) -> tuple[memoryview, list[memoryview], int]:
         """Memory for one read of what is cached, to be copied before anything else runs."""
-        if nbytes <= 0:
-            return memoryview(b""), [], 1
+        nbytes = index(nbytes)
         if nbytes > len(self._scratch):
             self._scratch = memoryview(bytearray(nbytes))
         if len(self.scratch) >= _SIZES:

@@ -321,19 +321,23 @@ class Handle:
 
     def _close_left(self) -> None:
         """Close a file whose `close` was cancelled, in a thread."""
-        self._left = False
         descriptors = self._disown()
-        if not descriptors:
-            return
-        # Counted, as in `close`: another one that closes it waits until close(2) has returned.
-        closing = FileCall(self, partial(close_all, descriptors))
-        self.under_way.add(closing)
-        try:
-            self.driver.give(closing)
-        except BaseException:
-            self.under_way.discard(closing)
-            self._left = True
-            raise
+        if self.driver.refusal is not None:
+            self._left = False
+            self.driver.dispose(partial(close_all, descriptors))
+        elif descriptors:
+            # Counted, as in `close`: another one that closes it waits until close(2) has returned.
+            closing = FileCall(self, partial(close_all, descriptors))
+            self._left = False
+            self.under_way.add(closing)
+            try:
+                self.driver.offload(closing)
+            except BaseException:
+                self.under_way.discard(closing)
+                self._left = True
+                raise
+        else:
+            self._left = False
 
     def _counted(self) -> _Counted:
         return _Counted(self)

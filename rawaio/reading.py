@@ -54,7 +54,7 @@ class Reading(Handle):
             ValueError, TypeError: nbytes or offset negative, too large, or not an int.
             ClosedError, ForkedError. io.UnsupportedOperation: not open for reading.
         """
-        if self._reads_cached and nbytes <= _SCRATCH and offset >= 0:
+        if self._reads_cached and 0 < nbytes <= _SCRATCH and offset >= 0:
             driver = self.driver
             if driver.thread != get_ident():
                 driver.check_running()
@@ -73,8 +73,10 @@ class Reading(Handle):
             except OverflowError:
                 pass
             except OSError as error:
+                self._reads += 1
                 self._checked(nbytes, offset, self._mode.readable)
                 self._not_cached(error)
+                self._reads -= 1  # it goes on, and is counted below
         self._reads += 1
         nbytes, offset = self._checked(nbytes, offset, self._mode.readable)
         if not nbytes:

@@ -273,7 +273,7 @@ def raw_syscall() -> Callable[..., int]:
     """`syscall(2)` of the C library, for boxed arguments; -1 is failure, then `ctypes.get_errno()`.
 
     Safety: every argument must be a ctypes object of 8 bytes (`c_long`, `c_ulong`, `c_void_p`), or
-    made of one by `fixed`: a bare int is cut to 32 bits.
+    made by `fixed` or `ctypes.byref`: a bare int is cut to 32 bits.
     """
     numbers()
     function: Any = _libc()["syscall"]

@@ -567,7 +567,6 @@ class FileCall(Call):
     def __init__(self, file: FileSide, function: Callable[[], object]) -> None:
         super().__init__(file.driver, function)
         self._file = file
-        file.threaded += 1
 
     def begin(self) -> None:
         """Give it to the driver.
@@ -577,6 +576,7 @@ class FileCall(Call):
         """
         try:
             self.driver.admit()
+            self._file.threaded += 1
             self._file.under_way.add(self)
             self.driver.offload(self)
         except BaseException:

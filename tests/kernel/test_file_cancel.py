@@ -397,6 +397,44 @@ def test_a_close_behind_a_cancelled_one_waits_until_the_file_is_closed(
     run(main(), loop)
 
 
+def test_a_file_left_behind_is_closed_by_what_ends_behind_the_shutdown(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When there are neither threads nor a loop's future to be had any more."""
+    begun, go = threading.Event(), threading.Event()
+    pwritev = os.pwritev
+
+    def slow(fd: int, *more: Any) -> int:
+        begun.set()
+        assert go.wait(60)
+        return pwritev(fd, *more)
+
+    async def main() -> None:
+        file = await rawaio.open(path, "r+", direct=True, engine="threads")
+        fd = file.fileno()
+        monkeypatch.setattr(os, "pwritev", slow)
+        # The second waits for the range of the first: the file counts it, and the driver does not.
+        writes = [asyncio.create_task(file.pwrite(_NEW * 100, offset)) for offset in (10, 50)]
+        await until(begun.is_set)
+        closing = asyncio.create_task(file.close())
+        await turns()
+        closing.cancel()
+        await asyncio.wait([closing])
+        ending = asyncio.create_task(rawaio.shutdown())
+        await turns()
+        go.set()
+        await ending
+        first, second = await asyncio.gather(*writes, return_exceptions=True)
+        assert first == 100
+        assert isinstance(second, rawaio.ClosedError)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        await file.close()
+        assert file.statistics().under_way == 0
+
+    run(main())
+
+
 def test_a_file_left_behind_is_closed_by_the_next_close_where_there_are_no_threads(
     path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

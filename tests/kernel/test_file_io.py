@@ -337,6 +337,73 @@ def test_aligned_transfers_use_the_caller_s_memory(
     runner.run(main())
 
 
+class Odd:
+    """A size that is no int: of arithmetic it has none."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __index__(self) -> int:
+        return self.number
+
+    def __hash__(self) -> int:
+        return hash(self.number)
+
+    def __eq__(self, other: object) -> bool:
+        return other == self.number
+
+    def __le__(self, other: int) -> bool:
+        return self.number <= other
+
+    def __gt__(self, other: int) -> bool:
+        return self.number > other
+
+
+def test_a_size_that_is_no_int_is_one_from_then_on(runner: asyncio.Runner, path: Path) -> None:
+    """As NumPy's, whose arithmetic wraps: what a read takes of the turn is counted in ints."""
+    path.write_bytes(pattern(1 << 17))
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=False) as file:
+            size: Any = Odd(1 << 15)
+            for _ in range(3):
+                assert await file.pread(size, 0) == pattern(1 << 15)
+            assert type(file.driver.credit) is int
+            assert all(type(n) is int for n in file.driver.scratch)
+            zero: Any = 0.0
+            with pytest.raises(TypeError):
+                await file.pread(zero, 0)
+
+    runner.run(main())
+
+
+@DIRECT
+def test_every_read_is_counted(runner: asyncio.Runner, path: Path, direct: bool) -> None:
+    """Also one that is refused; and once, whichever way it goes."""
+    path.write_bytes(pattern(10000))
+
+    async def main() -> None:
+        async with rawaio.open(path, direct=direct) as file:
+            await file.pread(10, 0)
+            await file.pread(10, 0)
+            await file.preadinto(bytearray(10), 0)
+            assert await file.pread(10, 9995) == pattern(10000)[9995:]
+            assert file.statistics().reads == 4
+            assert file.statistics().cached == (0 if direct else 3)
+            assert await file.pread(0, 0) == b""
+            for offset in (-1, MAX_OFFSET, MAX_OFFSET + 1, 1 << 70):
+                with pytest.raises(ValueError, match=r"offset|beyond"):
+                    await file.pread(10, offset)
+            assert file.statistics().reads == 9
+            assert file.statistics().cached == (0 if direct else 3)
+            if not direct:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert await file.pread(10, 0) == pattern(10000)[:10]
+                assert file.statistics().reads == 10
+
+    runner.run(main())
+
+
 # -- wrong arguments -------------------------------------------------------------------------------
 
 

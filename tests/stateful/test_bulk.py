@@ -363,6 +363,13 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
     job.check()
 
 
+class Late(AtOnce):
+    """Nothing is complete when io_submit returns."""
+
+    def pace(self) -> float:
+        return 1
+
+
 def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a job like the one before, from its first window on; until one is not so."""
     lane = lane_on(FakeRing(2 * WINDOW + 3))
@@ -374,28 +381,63 @@ def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyP
         calls += 1
         return submit(lane, most)
 
-    def submits(count: int, bad: dict[int, int]) -> int:
+    def submits(kernel: AnyOrder, count: int, nbytes: int = 1) -> int:
         """How many there are outside of the short way."""
         nonlocal calls
         calls = 0
-        pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+        offsets = [i % len(CONTENT) // 2 for i in range(count)]
+        pieces = Pieces(offsets, bytearray(nbytes * count), nbytes, reading=True)
         job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
-        perform(lane, AtOnce(0, bad, set()), job)
-        assert job.failures == {i: -failure for i, failure in bad.items()}
+        perform(lane, kernel, job)
+        assert len(job.failures) == sum(offset in kernel.bad for offset in offsets)
         return calls
+
+    def at_once(*bad: int) -> AnyOrder:
+        return AtOnce(0, dict.fromkeys(bad, errno.EIO), set())
 
     monkeypatch.setattr(BulkLane, "submit", counted)
     count = 10 * WINDOW
     with closing(lane):
-        assert submits(count, {}) == 1
-        assert submits(count, {}) == 0
-        assert submits(count, {5 * WINDOW: errno.EIO}) == 5  # it is looked at before the next
-        assert submits(count, {}) == 1
-        many = bulk._WHOLE + 2 * bulk._STRETCH  # in stretches, whose ends are none of windows
+        assert submits(at_once(), count) == 1
+        assert lane._indexed == (0, count)  # it is of use to the next
+        assert submits(at_once(), count) == 0
+        assert submits(at_once(), 5) == 1
+        assert submits(at_once(), count) == 0
+        # Looked at before the next window.
+        assert submits(AtOnce(0, {60: errno.EIO}, set()), count) == 5
+        assert submits(at_once(), count) == 1
+        # Of another length.
+        assert submits(at_once(), count, 2) == 1
+        assert submits(at_once(), count, 2) == 0
+        # In stretches, whose ends are none of windows; the slab is larger then.
+        many = bulk._WHOLE + 2 * bulk._STRETCH
         ends = many // bulk._STRETCH
-        assert submits(many, {}) == ends + 1  # the slab is larger now
-        assert submits(many, {}) == ends
+        assert submits(at_once(), many) == ends + 1
+        assert submits(at_once(), many) == ends
+        many = 2 * (1 << 16) + bulk._STRETCH  # what an index's lower half has not
+        assert submits(at_once(), many) == many // bulk._STRETCH
+        # Whole again, where a stretch was the first that anything was expected of.
+        assert submits(Late(0, {}, set()), bulk._WHOLE, 3) > bulk._WHOLE // WINDOW
+        assert submits(at_once(), bulk._WHOLE + bulk._STRETCH, 3) == 10
+        assert submits(at_once(), bulk._WHOLE, 3) == 1
     RINGS.pop(lane).close()
+
+
+@pytest.mark.parametrize("way", ["io_getevents", "ring"])
+def test_what_is_refused_is_asked_once(way: str) -> None:
+    """But for the first, by a lane that hoped it would go as before."""
+    lane = lane_on(FakeRing(99)) if way == "ring" else BulkLane(WINDOW, force_syscalls=True)
+    count = 5 * WINDOW
+    with closing(lane):
+        for bad, more in (({}, 0), (dict.fromkeys(range(count), -errno.EBADF), way == "ring")):
+            kernel = AtOnce(0, bad, set())
+            pieces = Pieces(range(count), bytearray(count), 1, reading=True)
+            job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+            perform(lane, kernel, job)
+            assert len(job.failures) == len(bad)
+            assert len(kernel.offers) <= max(len(bad), 10) + more
+    if way == "ring":
+        RINGS.pop(lane).close()
 
 
 def test_no_pause_for_what_is_refused(lane: BulkLane, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from rawaio import Request, syscalls
 from rawaio import kernel as kernel_module
 from rawaio.kernel import Submitter
 from rawaio.slab import IocbSlab
-from tests.support import interrupted_at
+from tests.support import interrupted_at, passed
 
 CTX = 0x7000_0000_0000
 
@@ -23,8 +23,8 @@ class Calls:
         self.made: list[tuple[int, ...]] = []
 
     def __call__(self, *arguments: Any) -> int:
-        self.made.append(tuple(argument.value for argument in arguments))
-        nr: int = arguments[2].value
+        self.made.append(tuple(map(passed, arguments)))
+        nr: int = passed(arguments[2])
         return nr
 
 
