@@ -64,7 +64,7 @@ _LOW, _HIGH = 2, 3
 # one length: the next one like it finds everything but its offsets written. Of others so many that
 # the slab stays in the cache, and much more than a batch. They begin at multiples of a power of
 # two, so that the lower half of no index overflows in one.
-_WHOLE: Final = 4096
+_WHOLE: Final = 8192
 _STRETCH: Final = 512
 # Without portions, a batch is at least this part of the window, and so is what is waited for: a
 # system call is made for several operations, and the device never runs dry. Sparing, it has half of
@@ -86,7 +86,7 @@ def _halves(n: int) -> memoryview:
 
 def _low_halves(n: int) -> memoryview:
     """0, 1, 2, ..., at least n of them, of 16 bits."""
-    return _halves(2 if n <= _STRETCH else 16 if n <= _WHOLE else 256)
+    return _halves(2 if n <= _STRETCH else _WHOLE >> 8 if n <= _WHOLE else 256)
 
 
 class Bulk:
@@ -323,7 +323,7 @@ class BulkLane:
                 time.sleep(_RETRY_S)  # EAGAIN: the kernel is short of what nobody gives back
             elif most < window:
                 most += most  # they complete at once: no device waits for more
-            elif straight:
+            elif straight and started:
                 straight = self._straight(job)
                 if not straight:
                     most = portion
