@@ -26,6 +26,7 @@ from tests.context_support import descriptors
 from tests.driver_support import (
     MOMENTS,
     Cancelled,
+    Gate,
     check_at_rest,
     gated,
     run,
@@ -353,6 +354,19 @@ def test_close_cancelled(
     run(every(), loop)
 
 
+async def _left_behind(file: File, gate: Gate) -> asyncio.Task[bytes]:
+    """A read that is held, of a file whose close was cancelled meanwhile."""
+    file._reads_cached = False
+    gate.hold()
+    read = asyncio.create_task(file.pread(_BLOCK, 0))
+    await turns()
+    closing = asyncio.create_task(file.close())
+    await turns()
+    closing.cancel()
+    await asyncio.wait([closing])
+    return read
+
+
 def test_a_close_behind_a_cancelled_one_waits_until_the_file_is_closed(
     path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,17 +386,10 @@ def test_a_close_behind_a_cancelled_one_waits_until_the_file_is_closed(
             if number == fd:
                 closed.set()
 
-        file._reads_cached = False
-        with gated(file.driver) as gate:
-            gate.hold()
-            read = asyncio.create_task(file.pread(_BLOCK, 0))
-            await turns()
-            first = asyncio.create_task(file.close())
-            await turns()
-            first.cancel()
-            await asyncio.wait([first])
-            gate.release()
         monkeypatch.setattr(os, "close", slow)
+        with gated(file.driver) as gate:
+            read = await _left_behind(file, gate)
+            gate.release()
         assert await read == _OLD[:_BLOCK]
         await until(closing.is_set)
         second = asyncio.create_task(file.close())
@@ -442,15 +449,8 @@ def test_a_file_left_behind_is_closed_by_the_next_close_where_there_are_no_threa
         async with rawaio.open(path):  # which keeps the driver
             file = await rawaio.open(path, direct=False)
             fd = file.fileno()
-            file._reads_cached = False
             with gated(file.driver) as gate, monkeypatch.context() as patch:
-                gate.hold()
-                read = asyncio.create_task(file.pread(_BLOCK, 0))
-                await turns()
-                first = asyncio.create_task(file.close())
-                await turns()
-                first.cancel()
-                await asyncio.wait([first])
+                read = await _left_behind(file, gate)
                 patch.setattr(Workers, "post", _no_threads)
                 gate.release()
                 assert await read == _OLD[:_BLOCK]
