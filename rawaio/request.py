@@ -548,9 +548,8 @@ class Request:
         self._iocb = image, offset
 
     def _make_ready(self) -> None:
-        """Pin again what was let go; it may have another place and another size now."""
-        if self._resizable and self._anchor is None:
-            self._pin(self._buffer, self._iocb[1])
+        """Pin again what was let go, as it is resizable; it may be elsewhere, and longer, now."""
+        self._pin(self._buffer, self._iocb[1])
 
     def _encoded(self, fileno: int, rw_flags: int, priority: int | None) -> tuple[bytes, int]:
         """What `_iocb` is to be, with the buffer and the offset that there are."""

@@ -35,6 +35,7 @@ from tests.driver_support import (
     until,
 )
 from tests.fuse_server import FuseServer
+from tests.support import Interruption
 
 _BLOCK = 4096
 _SIZE = 16 * _BLOCK + 123
@@ -400,6 +401,35 @@ def test_a_close_behind_a_cancelled_one_waits_until_the_file_is_closed(
         assert waits == (True, 1)
         assert closed.is_set()
         assert file.statistics().under_way == 0
+
+    run(main(), loop)
+
+
+def test_a_file_left_behind_is_closed_by_the_next_close_after_a_strike(
+    path: Path, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck(*args: object) -> None:
+        raise Interruption
+
+    async def main() -> None:
+        async with rawaio.open(path):  # which keeps the driver
+            file = await rawaio.open(path, direct=False)
+            fd = file.fileno()
+            with gated(file.driver) as gate:
+                read = await _left_behind(file, gate)
+                (held,) = file.under_way
+                with monkeypatch.context() as patch:
+                    patch.setattr(file.driver, "offload", struck)
+                    with pytest.raises(Interruption):
+                        file.ended(held)
+                assert not file.under_way
+                os.fstat(fd)
+                gate.release()
+                assert await read == _OLD[:_BLOCK]
+            await file.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+            assert file.statistics().under_way == 0
 
     run(main(), loop)
 
