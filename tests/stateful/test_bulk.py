@@ -364,10 +364,14 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
 
 
 class Late(AtOnce):
-    """Nothing is complete when io_submit returns."""
+    """Nothing of the first so many operations is complete when io_submit returns."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(0, {}, set())
+        self.first = first
 
     def pace(self) -> float:
-        return 1
+        return 1 if len(self.started) <= self.first else 0
 
 
 def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +406,7 @@ def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyP
         assert lane._indexed == (0, count)  # it is of use to the next
         assert submits(at_once(), count) == 0
         assert submits(at_once(), 5) == 1
+        assert lane._indexed == (0, count)
         assert submits(at_once(), count) == 0
         # Looked at before the next window.
         assert submits(AtOnce(0, {60: errno.EIO}, set()), count) == 5
@@ -416,10 +421,10 @@ def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyP
         assert submits(at_once(), many) == ends
         many = 2 * (1 << 16) + bulk._STRETCH  # what an index's lower half has not
         assert submits(at_once(), many) == many // bulk._STRETCH
-        # Whole again, where a stretch was the first that anything was expected of.
-        assert submits(Late(0, {}, set()), bulk._WHOLE, 3) > bulk._WHOLE // WINDOW
-        ends = bulk._WHOLE // bulk._STRETCH + 1
-        assert submits(at_once(), bulk._WHOLE + bulk._STRETCH, 3) == 1 + ends
+        # Whole again, where the last stretch was the first that anything was expected of.
+        assert submits(Late(bulk._WHOLE), bulk._WHOLE, 3) > bulk._WHOLE // WINDOW
+        assert submits(Late(bulk._WHOLE), bulk._WHOLE + bulk._STRETCH, 3) > bulk._WHOLE // WINDOW
+        assert len(lane._expected) == 32 * bulk._STRETCH
         assert submits(at_once(), bulk._WHOLE, 3) == 1
     RINGS.pop(lane).close()
 
