@@ -330,6 +330,18 @@ def test_a_released_memoryview_is_refused(pin: Callable[[Any], Pin]) -> None:
         pin(view)
 
 
+def test_a_read_only_view_that_was_released_leaves_the_bytes_in_place() -> None:
+    """What is pinned is an export of its own, and not the caller's view."""
+    memory = bytearray(8)
+    view = memoryview(memory).toreadonly()
+    pin = pin_source(view)
+    view.release()
+    with pytest.raises(BufferError):
+        memory.append(1)
+    del pin
+    memory.append(1)
+
+
 # -- exports -----------------------------------------------------------------------------------
 
 
