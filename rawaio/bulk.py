@@ -4,7 +4,8 @@ A lane is a kernel context of its own, with nothing in it but the operations of 
 needs no table to be understood. Each iocb carries, in `aio_data`, its index in the upper half and
 its length in the lower: an event is of an operation that was whole when its lower half is that of
 its `res`. So a run of events is compared with itself in one step, in whatever order they come, and
-the upper half names those that were not whole.
+the upper half names those that were not whole. Where a window completes while it is submitted, in
+order, its events are known beforehand, and it is one comparison of bytes.
 
 The iocbs lie in one slab, a stretch of the job at a time. The constant fields are written once a
 job, and a few columns once a stretch: offsets, addresses and indexes; lengths, where they differ.

@@ -109,7 +109,7 @@ class IocbSlab:
                 self._images = None
                 self._bytes[:IMAGE_SIZE] = image
                 self._images = [image]
-            self._high = -1
+            self._high = -1  # this token's upper bits may be others than those behind it
             words[0] = first_token
             words[5] = offset
             if request._opcode == IOCB_CMD_POLL:
@@ -133,7 +133,6 @@ class IocbSlab:
                 words[5 : 8 * n : 8] = memoryview(_column(n).pack(*offsets)).cast("q")
             self._iocbs = iocbs
         if n <= _FEW:
-            self._high = -1
             for i in range(n):
                 words[8 * i] = first_token + i
         elif first_token >> 48 == self._high:

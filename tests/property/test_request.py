@@ -185,6 +185,16 @@ def test_the_iocbs_of_every_batch(rounds: list[tuple[list[Model], int, int]]) ->
     assert pointers_of(slab) == places
 
 
+@pytest.mark.parametrize("few", [1, 2, 4])
+def test_the_upper_bits_of_a_few_tokens_are_not_left_to_the_next_batch(few: int) -> None:
+    slab = IocbSlab(CAPACITY, RESFD)
+    models = [Model(Opcode.PREAD, 0, [bytearray(1)], offset=i) for i in range(12)]
+    batch = [(model, model.request()) for model in models]
+    admit(iter([request for _, request in batch]), {})
+    for n, series in ((12, 1), (few, 1 << 32 | 1), (12, 1), (few, 1), (12, 1 << 32 | 1)):
+        check_fill(slab, series, batch[:n])
+
+
 CHANGES = st.lists(
     st.tuples(st.integers(0, 11), st.sampled_from(["offset", "rw_flags"]), st.integers(0, 2)),
     max_size=3,
