@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .protocols import OwnedLock
 
-__all__ = ["MAX_PASSES", "PlugSection", "QueueFullError", "SubmissionQueue"]
+__all__ = ["MAX_PASSES", "NOTHING", "PlugSection", "QueueFullError", "SubmissionQueue"]
 
 # Whether threads take turns between bytecodes, and only behind calls and jumps back. Asked of the
 # build: a free-threaded one may have a GIL while some module is imported, and none afterwards.
@@ -52,7 +52,8 @@ MAX_PASSES: Final = 8
 # then, slots lent to other CPUs or kernel memory, comes back within a scheduler tick or not soon.
 _RETRY_FIRST_S: Final = 0.001
 _RETRY_LONGEST_S: Final = 0.064
-_NOTHING: Final[tuple[int, tuple[Request, ...]]] = 0, ()
+#: No batch, as `SubmissionQueue.whole`.
+NOTHING: Final[tuple[int, tuple[Request, ...]]] = 0, ()
 
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class SubmissionQueue:
         "nr_events",
         "pending",
         "rejected",
+        "reusable",
         "submitted",
         "table",
         "turn",
@@ -171,9 +173,12 @@ class SubmissionQueue:
         self.table: dict[int, Request] = {}
         #: The token of its first request, and a batch that found nothing in flight: it will most
         #: often complete as it is, in one piece or several, and costs less to take in that way.
-        self.whole: tuple[int, tuple[Request, ...]] = _NOTHING
+        self.whole: tuple[int, tuple[Request, ...]] = NOTHING
         self.rejected: deque[Completion] = deque() if rejected is None else rejected
         self._next_token = SERIES
+        #: The first token of a batch whose events are all committed, so that nobody will hear of it
+        #: again; the next batch has the same, and what it costs to write others is saved. 0: none.
+        self.reusable = 0
         # The batch that is being offered, the token of its first request, and what the kernel said.
         self._offered: list[Request] = []
         self._first = 0
@@ -213,7 +218,7 @@ class SubmissionQueue:
             # What is in both is counted twice, so `uninterrupted`.
             uninterrupted(
                 (table.update, zip(tokens, requests, strict=True)),
-                (setattr, self, "whole", _NOTHING),
+                (setattr, self, "whole", NOTHING),
             )
         return table
 
@@ -372,8 +377,13 @@ class SubmissionQueue:
                     return False
                 admit(looking, before, IN_FLIGHT)
                 self._due = False
-                self._first = first = self._next_token
-                self._next_token = first + SERIES
+                first = self.reusable
+                if first:
+                    self.reusable = 0
+                else:
+                    first = self._next_token
+                    self._next_token = first + SERIES
+                self._first = first
                 # One line, as in `_take`.
                 self.submitted, counted = self.submitted + n, True
                 offered.extend(feed)  # from here on they are taken, and `_settle` knows of them

@@ -25,8 +25,8 @@ from itertools import repeat, starmap
 from ._light import deque
 from .errors import BusyError, ClosedError, RawAIOError
 from .lifecycle import complete, complete_one, reopen
-from .queue import _GIL, MAX_PASSES, SubmissionQueue
-from .request import Completion
+from .queue import _GIL, MAX_PASSES, NOTHING, SubmissionQueue
+from .request import SERIES, Completion
 from .ring import CompletionRing, Ordering, SyscallEvents
 from .unraisable import report
 
@@ -96,6 +96,9 @@ class Reaping:
         # Tokens of polls that io_cancel was said to have cancelled.
         self._cancelled: set[int] = set()
         self._fetching = False
+        # The batch that was last taken as a whole: its first token, its events byte for byte, and
+        # their res and res2. The next one may have ended in the same way: see `_move_whole`.
+        self._expected: tuple[int, bytes, list[int], list[int]] = 0, b"", [], []
         # Whether the last reap had more to do than to take what was there.
         self._slow = False
         # How many reaps of a thread are inside one another, by way of callbacks.
@@ -429,6 +432,10 @@ class Reaping:
                 if not self._use_ring:
                     self._move(self._by_syscall, target, max_nr)
                 elif not self._counted:
+                    if self._queue.whole[1] and isinstance(target, list):
+                        requests = self._move_whole(target, max_nr)
+                        if requests:
+                            return requests
                     return self._move(self._ring, target, max_nr)
                 else:
                     if self._by_syscall.buffered:
@@ -441,6 +448,32 @@ class Reaping:
                 self._fetching = False
         return None
 
+    def _move_whole(
+        self, target: list[Completion], max_nr: int | None
+    ) -> tuple[Request, ...] | None:
+        """`_move` of a batch that ended as the last one did; None, and nothing is moved, if not."""
+        queue, ring = self._queue, self._ring
+        first, requests = batch = queue.whole
+        known_first, events, res, res2 = self._expected
+        n = len(requests)
+        if (
+            # The same tokens; or what is still in the ring of an earlier batch would be this one.
+            first != known_first
+            or (max_nr is not None and n > max_nr)
+            or not ring.take_expected(events, 0, n, commit=False)
+        ):
+            return None
+        # The last one may have been larger.
+        completions = [*map(Completion, zip(requests, res, res2))]  # noqa: B905
+        if queue.whole is not batch:  # a finalizer has unplugged, and what it flushed was refused
+            return None
+        # One line and one step, as nothing can strike in an assignment.
+        target += completions; queue.whole = NOTHING  # noqa: E702 # fmt: skip
+        self._ring_reaps += n
+        ring.commit_run()
+        queue.reusable = first
+        return requests
+
     def _move(
         self,
         source: CompletionSource,
@@ -450,6 +483,7 @@ class Reaping:
         queue = self._queue
         table, append = queue.table, target.append
         known: tuple[Request, ...] | None = ()
+        reusable = 0
         most = None
         while True:
             if max_nr is not None:
@@ -483,6 +517,10 @@ class Reaping:
                     target += completions; queue.whole = rest  # noqa: E702 # fmt: skip
                     if known is not None:
                         known = known + taken if known else taken
+                    if n == len(whole) and not first % SERIES and source is self._ring:
+                        # The next batch will most often have the same tokens and results.
+                        self._expected = first, self._ring.given_events(), res, res2
+                        reusable = first
                 else:  # a finalizer has unplugged in between, and what it flushed was refused
                     known = None
                     self._fetch_one_by_one(target, data, res, res2)
@@ -501,6 +539,8 @@ class Reaping:
                 if self._counted:
                     self._ring.credit(-n)
             source.commit_run()
+            if reusable:
+                queue.reusable, reusable = reusable, 0
             if not more:
                 return known
 

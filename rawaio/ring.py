@@ -306,10 +306,13 @@ class CompletionRing:
             self._credit -= run
             words[_HEAD] = self._next
 
-    def take_expected(self, expected: bytearray, at: int, n: int) -> bool:
+    def take_expected(
+        self, expected: bytes | bytearray, at: int, n: int, *, commit: bool = True
+    ) -> bool:
         """Commit the events there are, if they are n and, byte for byte, those in expected from at.
 
         Otherwise nothing is moved. For COUNTED this is never so: it would have to be counted.
+        commit: at once; otherwise `commit_run` does it.
         """
         words = self._words
         head = words[_HEAD]
@@ -334,11 +337,20 @@ class CompletionRing:
                 events[: _SIZE * stop], at + first
             ):
                 return False
+        if not commit:
+            self._run, self._next = n, stop
+            return True
         self._run = 0
         if self._fence is not None:
             self._fence()  # R2; pairs with the kernel's load of head in refill_reqs_available()
         words[_HEAD] = stop
         return True
+
+    def given_events(self) -> bytes:
+        """What `next_events` gave, for `take_expected`. To be asked for before `commit_run`."""
+        events: Any = self._octets
+        head = self._words[_HEAD] % self.nr
+        return events[_SIZE * head : _SIZE * (head + self._run)].tobytes()  # type: ignore[no-any-return]
 
     def columns(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """data, res and res2 of the first n events of the run that peek found, as signed ints."""

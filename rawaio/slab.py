@@ -47,7 +47,7 @@ class IocbSlab:
         "_array",
         "_block",
         "_bytes",
-        "_high",
+        "_first",
         "_images",
         "_iocbs",
         "_own",
@@ -73,7 +73,8 @@ class IocbSlab:
         # A token is made of 16 bits that count, 32 that are the same in all of a batch, which are
         # the first of each 16 words here, and 16 that hardly ever change.
         self._series = self._bytes[2:-2].cast("I")
-        self._high = -1  # of the tokens that are there; -1 while some are not
+        # The first token of as many as there are images, -1 when not all of them are written.
+        self._first = -1
         # It stands between images, and behind the last one of a batch from the beginning on.
         self._resfd = struct.pack("=I", resfd)
         self._bytes[:] = (bytes(IMAGE_SIZE) + self._resfd) * capacity
@@ -109,7 +110,7 @@ class IocbSlab:
                 self._images = None
                 self._bytes[:IMAGE_SIZE] = image
                 self._images = [image]
-            self._high = -1  # this token's upper bits may be others than those behind it
+            self._first = -1
             words[0] = first_token
             words[5] = offset
             if request._opcode == IOCB_CMD_POLL:
@@ -121,7 +122,7 @@ class IocbSlab:
             images, offsets = [*map(_image_of, iocbs)], map(_offset_of, iocbs)
             if images != self._images:
                 self._images = None
-                self._high = -1
+                self._first = -1
                 joined = self._resfd.join(images)
                 self._bytes[: len(joined)] = joined
                 self._polls = IOCB_CMD_POLL in joined[OPCODE_BYTE::IOCB_SIZE]
@@ -132,17 +133,25 @@ class IocbSlab:
             else:
                 words[5 : 8 * n : 8] = memoryview(_column(n).pack(*offsets)).cast("q")
             self._iocbs = iocbs
+        if first_token != self._first:
+            self._number(first_token, n)
+        if self._polls:
+            self._fill_own(batch)
+
+    def _number(self, first_token: int, n: int) -> None:
+        """Write the n tokens from first_token on; when as many were there, what is another."""
+        words = self._words
+        same = first_token >> 48 == self._first >> 48
+        self._first = -1
         if n <= _FEW:
             for i in range(n):
                 words[8 * i] = first_token + i
-        elif first_token >> 48 == self._high:
+        elif same:
             series = first_token >> 16 & 0xFFFF_FFFF
             self._series[0 : 16 * n : 16] = self._array("I", (series,)) * n
         else:
             words[0 : 8 * n : 8] = self._array("q", range(first_token, first_token + n))
-            self._high = first_token >> 48
-        if self._polls:
-            self._fill_own(batch)
+        self._first = first_token
 
     def tokens(self, first_token: int, n: int) -> memoryview[int]:
         """The n tokens from first_token on, if they are those that were filled last.

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rawaio import IOContext, Request
+from rawaio import Completion, IOContext, Request, aligned_buffer
 
 N = 12
 
@@ -104,4 +104,66 @@ def test_each_comes_back_once_and_in_the_order_of_completion(
     waiting.clear()
     reap(None)
     assert len(idle) == N
+    ctx._queue._check()
+
+
+class Repeated:
+    """A context, and requests that complete at once, whose results change when they are told to."""
+
+    def __init__(self, *, force_syscalls: bool) -> None:
+        self.ctx = IOContext(nr_events=N, force_syscalls=force_syscalls)
+        self.fd = os.memfd_create("ten")
+        os.write(self.fd, b"0123456789")
+        self.reads = [Request.pread(self.fd, aligned_buffer(4), 0) for _ in range(N)]
+
+    def close(self) -> None:
+        self.ctx.close()
+        os.close(self.fd)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["ring", "io_getevents"])
+def repeated(request: pytest.FixtureRequest) -> Iterator[Repeated]:
+    repeated = Repeated(force_syscalls=request.param)
+    yield repeated
+    repeated.close()
+
+
+TURNS = st.lists(
+    st.tuples(
+        # Which requests, most often the same; the offset of which of them is changed, and to what;
+        # how many are reaped, and how many at most.
+        st.one_of(st.just((0, 4)), st.tuples(st.integers(0, N - 1), st.integers(1, N))),
+        st.one_of(st.none(), st.tuples(st.integers(0, N - 1), st.integers(0, 11))),
+        st.integers(0, N),
+        st.one_of(st.none(), st.integers(N, 2 * N), st.integers(1, N)),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TURNS)
+def test_batches_that_come_again_end_as_each_read_does(
+    repeated: Repeated,
+    turns: list[tuple[tuple[int, int], tuple[int, int] | None, int, int | None]],
+) -> None:
+    ctx = repeated.ctx
+    ctx.drain()
+    under_way = list[Request]()
+
+    def take(completions: list[Completion]) -> None:
+        for completion in completions:
+            request = under_way.pop(0)
+            assert completion.request is request
+            assert completion.result() == min(4, max(10 - request.offset, 0))
+
+    for (first, n), change, at_least, most in turns:
+        batch = [r for r in repeated.reads[first : first + n] if r not in under_way]
+        if change is not None and repeated.reads[change[0]] not in under_way:
+            repeated.reads[change[0]].offset = change[1]
+        assert ctx.submit(*batch) == len(batch)
+        under_way.extend(batch)
+        take(ctx.reap(min_nr=at_least if most is None else min(at_least, most), max_nr=most))
+    take(ctx.drain())
+    assert under_way == []
     ctx._queue._check()

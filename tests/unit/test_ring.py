@@ -243,6 +243,23 @@ def test_expected_events_are_taken_and_no_others(nr: int, header_length: int) ->
                 assert ring.take_expected(expected[: 64 + 32 * n], 64, n) is (n == there)
                 assert fake.words[HEAD] == (tail if n == there else head)
                 assert fake.words[TAIL] == tail
+                fake.words[HEAD] = head
+                assert ring.take_expected(bytes(expected), 64, n, commit=False) is (n == there)
+                assert bytes(fake.memory) == memory
+                ring.commit_run()
+                assert fake.words[HEAD] == (tail if n == there else head)
+
+
+def test_given_events_are_what_is_expected_from_then_on() -> None:
+    fake = full(8)
+    ring = opened(fake)
+    for head, tail, most, n in ((0, 0, None, 0), (1, 4, None, 3), (6, 2, None, 2), (2, 7, 4, 4)):
+        fake.words[HEAD], fake.words[TAIL] = head, tail
+        assert (ring.next_events(most) or (0, 0))[1] == n
+        slots = range(head, head + n)
+        assert ring.given_events() == b"".join(struct.pack("=QQqq", *event(i)) for i in slots)
+    fake.words[TAIL] = 6
+    assert ring.take_expected(ring.given_events(), 0, 4, commit=False)
 
 
 def test_expected_events_behind_a_head_that_is_too_large_are_left_to_others() -> None:
