@@ -381,9 +381,17 @@ class BulkLane:
         return self._expected
 
     def _look_and_wait(self, job: Bulk, busy: BusyPoll) -> None:
-        """Wait for one of those in flight, at the ring for as long as the rule says."""
-        ring, finished = self._ring, job.finished
-        busy.wait(lambda: not ring.empty or job.finished != finished, None, lambda _: self._wait(1))
+        """Wait for one of those in flight, at the ring for as long as the rule says.
+
+        The next ones are submitted before the events are looked at, while the device has nothing.
+        """
+        ring, finished, portion = self._ring, job.finished, self._portion
+        busy.wait(
+            lambda: not ring.empty or job.finished != finished,
+            None,
+            lambda _: self._wait(1),
+            lambda: self.submit(portion, ring.peek()),
+        )
 
     # -- its steps --------------------------------------------------------------------------------
 
@@ -424,8 +432,10 @@ class BulkLane:
         self._indexed, self._high, self._addressed = (0, 0), 0, None
         self._expects, self._straightforward = None, False
 
-    def submit(self, most: int | None = None) -> int:
+    def submit(self, most: int | None = None, completed: int = 0) -> int:
         """Start as many operations as there is room for, at most `most`; how many were.
+
+        completed: of those in flight, how many have an event that is not collected yet.
 
         By one io_submit, so that it may be fewer: a stretch ends, or the kernel took no more. Fewer
         than a part of the window are not worth a system call while others are in flight. Can block:
@@ -434,7 +444,7 @@ class BulkLane:
         job = self._job
         assert job is not None
         first = job.next
-        n = self.window - first + job.finished
+        n = self.window - first + job.finished + completed
         left = job.total - first
         if n >= left:
             n = left

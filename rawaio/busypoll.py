@@ -40,10 +40,12 @@ class BusyPoll:
         ready: Callable[[], bool],
         timeout: float | None,
         sleep: Callable[[float | None], object],
+        then: Callable[[], object] | None = None,
     ) -> None:
         """Wait until ready() says so, or sleep(timeout) has come back; timeout in seconds.
 
-        ready is called again and again, and so should not enter the kernel.
+        ready is called again and again, and so should not enter the kernel. then: what is urgent as
+        soon as it has said so, before anything else; not called behind a sleep.
         """
         clock = time.monotonic_ns
         began = now = clock()
@@ -57,12 +59,17 @@ class BusyPoll:
                 found = True
                 break
             now = clock()
-        if not found:
+        if found:
+            now = clock()
+            if then is not None:
+                then()
+        else:
             if timeout is not None:
                 timeout = max(timeout - (now - began) / 1e9, 0)
             sleep(timeout)
             found = ready()
-        self._lessons.append((clock() - began, found))
+            now = clock()
+        self._lessons.append((now - began, found))
 
     def learn(self) -> None:
         """Tell the rule of the waits that are over.

@@ -13,7 +13,7 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 import rawaio
 from rawaio import bulk, syscalls
 from rawaio.bulk import Bulk, BulkLane
+from rawaio.busypoll import BusyPoll
 from rawaio.pieces import Pieces
+from rawaio.polling import HandlerPolling
 from rawaio.ring import CompletionRing, Ordering
 from rawaio.syscalls import Opcode
 from tests.support import FakeRing, passed
@@ -167,13 +169,47 @@ class AnyOrder:
         return struct.pack("=QQqq", data, at, done, 0)
 
 
-#: The rings of lanes that look at one.
+class Looking:
+    """A rule by which a lane looks as long as something completes meanwhile, by chance."""
+
+    def __init__(self) -> None:
+        self.kernel: AnyOrder | None = None
+        #: How often something has completed while it looked.
+        self.found = 0
+
+    @property
+    def poll_ns(self) -> int:
+        kernel = self.kernel
+        assert kernel is not None
+        assert kernel.ring is not None
+        assert not len(kernel.ring), "it looks although there is something"
+        kernel.random.shuffle(kernel.in_flight)
+        n = kernel.random.randint(0, len(kernel.in_flight))
+        kernel.produce(kernel.ring, n)
+        self.found += n > 0
+        return 1 << 60 if n else 0
+
+    def add(self) -> HandlerPolling:
+        return HandlerPolling()
+
+    def remove(self, handler: HandlerPolling) -> None:
+        raise AssertionError(handler)
+
+    def adjust(self, block_ns: int, active: Iterable[HandlerPolling], now_ns: int) -> None:
+        assert 0 <= block_ns <= now_ns
+
+
+#: The rings of lanes that look at one, and the rules of those that look before they sleep.
 RINGS: dict[BulkLane, FakeRing] = {}
+RULES: dict[BulkLane, Looking] = {}
 
 
-def lane_on(ring: FakeRing, portion: int | None = None) -> BulkLane:
+def lane_on(ring: FakeRing, portion: int | None = None, rule: Looking | None = None) -> BulkLane:
     """A lane that looks at this ring, and not at its context's."""
     made = BulkLane(WINDOW, portion=portion)
+    if rule is not None:
+        made._busy, made._part = BusyPoll(rule), 1
+        RULES[made] = rule
     made._ring.close()
     made._ring = CompletionRing(ring.address, ordering=(Ordering.TSO, None))
     made._ring_words = made._ring.events
@@ -184,13 +220,19 @@ def lane_on(ring: FakeRing, portion: int | None = None) -> BulkLane:
 
 @pytest.fixture(
     scope="module",
-    params=[(way, portion) for way in ("io_getevents", "ring") for portion in (None, 1, 5, WINDOW)],
+    params=[
+        (way, portion)
+        for way in ("io_getevents", "ring", "polled ring")
+        for portion in (None, 1, 5, WINDOW)
+    ],
     ids="{0[0]}, portion {0[1]}".format,
 )
 def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
     """One for all, so that each job comes after others of all kinds."""
     way, portion = request.param
-    if way == "ring":
+    if way == "polled ring":
+        made = lane_on(FakeRing(2 * WINDOW + 3), portion, Looking())
+    elif way == "ring":
         made = lane_on(FakeRing(2 * WINDOW + 3), portion)
     else:
         made = BulkLane(WINDOW, portion=portion, force_syscalls=True)
@@ -200,6 +242,7 @@ def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
         patch.setattr(bulk, "_RETRY_S", 0)
         yield made
     made.close()
+    RULES.pop(made, None)
     if made in RINGS:
         RINGS.pop(made).close()
 
@@ -207,6 +250,8 @@ def lane(request: pytest.FixtureRequest) -> Iterator[BulkLane]:
 def perform(lane: BulkLane, kernel: AnyOrder, job: Bulk) -> None:
     raw, lane._raw = lane._raw, kernel
     kernel.ring = RINGS.get(lane)
+    if lane in RULES:
+        RULES[lane].kernel = kernel
     calls = lane.io_submit_calls
     try:
         lane.begin(job)
@@ -363,6 +408,38 @@ def test_what_completes_at_once_is_soon_submitted_in_whole_windows(lane: BulkLan
     job.check()
 
 
+def test_what_has_completed_has_its_successor_before_it_is_looked_at() -> None:
+    """Of a lane that looks at the ring: the device works while the events are read."""
+    rule = Looking()
+    with closing(lane_on(FakeRing(2 * WINDOW + 3), 1, rule)) as lane:
+        ring = RINGS.pop(lane)
+        lane.window = 1
+        rule.kernel = kernel = Late(1 << 60)
+        kernel.ring = ring
+        there: list[int] = []
+
+        def asked(number: Any, ctx_id: Any, *arguments: Any) -> int:
+            if passed(number) == kernel.numbers.io_submit:
+                there.append(len(ring))
+                return kernel(number, ctx_id, *arguments)
+            ring_is_empty = not len(ring)
+            assert ring_is_empty
+            return kernel(number, ctx_id, *arguments)
+
+        lane._raw = asked
+        pieces = Pieces(range(200), bytearray(200), 1, reading=True)
+        job = Bulk(Opcode.PREAD, FD, pieces, rw_flags=FLAGS)
+        lane.begin(job)
+        lane._rounds(job)
+        lane.end()
+        job.check()
+        assert kernel.most == 1
+        assert there[0] == 0
+        assert there.count(1) >= rule.found - 1 > 20
+        RULES.pop(lane)
+    ring.close()
+
+
 class Late(AtOnce):
     """Nothing of the first so many operations is complete when io_submit returns."""
 
@@ -380,10 +457,10 @@ def test_what_is_as_expected_is_not_looked_at_singly(monkeypatch: pytest.MonkeyP
     submit = BulkLane.submit
     calls = 0
 
-    def counted(lane: BulkLane, most: int | None = None) -> int:
+    def counted(lane: BulkLane, most: int | None = None, completed: int = 0) -> int:
         nonlocal calls
         calls += 1
-        return submit(lane, most)
+        return submit(lane, most, completed)
 
     def submits(kernel: AnyOrder, count: int, nbytes: int = 1) -> int:
         """How many there are outside of the short way."""

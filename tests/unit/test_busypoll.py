@@ -57,6 +57,26 @@ def test_what_is_there_in_time_needs_no_sleep(clock: Clock) -> None:
     assert rule.told == [(3000, 1)]
 
 
+def test_what_is_urgent_is_done_before_the_rule_is_told(clock: Clock) -> None:
+    """It is no part of the wait, however long it takes; and behind a sleep nothing is urgent."""
+    rule = Rule(10_000)
+    done: list[str] = []
+
+    def then() -> None:
+        done.append("then")
+        assert not busy._lessons
+        clock.ns += 1_000_000
+
+    busy = BusyPoll(rule)
+    busy.wait(lambda: True, None, lambda _: None, then)
+    busy.learn()
+    assert done == ["then"]
+    assert rule.told == [(1000, 1)]
+    rule.poll_ns = 0
+    busy.wait(lambda: True, None, lambda _: None, then)
+    assert done == ["then"]
+
+
 def test_the_rule_learns_in_order(clock: Clock) -> None:
     """Of waits of several threads, which were over before one of them was told of."""
     rule = Rule(0)
