@@ -29,7 +29,6 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from itertools import islice, repeat, starmap
-from operator import index
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -44,6 +43,8 @@ from .workers import MAX_THREADS, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from .protocols import PolledRing
 
 __all__ = ["Driver", "LanesSide", "Owned", "Plug"]
 
@@ -179,8 +180,8 @@ class Driver:
         raise NotImplementedError
 
     @abstractmethod
-    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
-        """Have it called whenever fd is readable."""
+    def _watch(self, fd: int, callback: Callable[[], object], ring: PolledRing) -> None:
+        """Have it called whenever fd is readable; ring: whose completions make it so."""
         raise NotImplementedError
 
     @abstractmethod
@@ -237,7 +238,7 @@ class Driver:
                 # Anew: at the end of the program the newest goes first, before the context's.
                 self._finalizer.detach()
                 self._finalizer = weakref.finalize(self, _retire, self.owned, self._workers)
-                self._watch(context.fileno(), self._on_readable)
+                self._watch(context.fileno(), self._on_readable, context)
         if self._denied is not None:
             if required:
                 raise self._denied
@@ -342,7 +343,6 @@ class Driver:
 
     def more_scratch(self, nbytes: int) -> tuple[memoryview, list[memoryview], int]:
         """Memory for one read of what is cached, to be copied before anything else runs."""
-        nbytes = index(nbytes)
         if nbytes > len(self._scratch):
             self._scratch = memoryview(bytearray(nbytes))
         if len(self.scratch) >= _SIZES:

@@ -60,6 +60,8 @@ class Reading(Handle):
                 driver.check_running()
             if driver.credit <= 0:
                 await driver.breathe()
+            if type(nbytes) is not int:
+                nbytes = index(nbytes)  # 1.0 is the key that 1 is
             try:
                 view, views, price = driver.scratch[nbytes]
             except KeyError:
