@@ -36,8 +36,9 @@ from array import array
 from functools import cache
 
 from . import syscalls
-from .errors import BulkError
+from .errors import BulkError, ClosedError
 from .kernel import Kernel
+from .queue import _GIL
 from .request import fileno_of
 from .ring import CompletionRing
 
@@ -579,6 +580,23 @@ class BulkLane:
         self._kernel.close_eventfd()
         self._finalizer.detach()
         self._job = self._kernel.keeps = None
+
+    @property
+    def outstanding(self) -> int:
+        """How many operations are in flight whose completion sets `eventfd`."""
+        job = self._job
+        return job.in_flight if job is not None and self.signals and job.signals else 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether the ring is; True also where that cannot be told without entering the kernel.
+
+        With the GIL any thread may ask at any time, also beside `close`; without it nobody is told.
+        """
+        try:
+            return not (_GIL and self._use_ring) or self._ring.empty
+        except ClosedError:  # just now, by another thread
+            return True
 
     @property
     def closed(self) -> bool:

@@ -166,7 +166,7 @@ class Lanes:
                 lane.close()
 
     def _watch(self, driver: Driver, lane: BulkLane) -> None:
-        driver._watch(lane.eventfd, partial(self._on_readable, lane))
+        driver._watch(lane.eventfd, partial(self._on_readable, lane), lane)
 
     def _on_readable(self, lane: BulkLane) -> None:
         self._step(lane, reset=True)

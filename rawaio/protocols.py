@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-__all__ = ["CompletionSource", "HasFileno", "OwnedLock"]
+__all__ = ["CompletionSource", "HasFileno", "OwnedLock", "PolledRing"]
 
 
 class HasFileno(Protocol):
@@ -61,6 +61,25 @@ class CompletionSource(Protocol):
 
     def close(self) -> None:
         """Drop every view of the kernel's memory; to be called before io_destroy."""
+        ...
+
+
+class PolledRing(Protocol):
+    """What a loop looks at before it sleeps: a context, or a lane for bulk calls."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no use any more."""
+        ...
+
+    @property
+    def outstanding(self) -> int:
+        """How many operations are under way whose completion sets its eventfd."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """Whether its ring is; True also where that cannot be told without entering the kernel."""
         ...
 
 

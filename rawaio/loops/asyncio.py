@@ -22,6 +22,8 @@ from ..operation import Operation, Phase, Waiter
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
+    from ..protocols import PolledRing
+
 __all__ = ["AsyncioDriver", "running_driver", "shutdown"]
 
 _drivers: Final[
@@ -107,7 +109,7 @@ class AsyncioDriver(Driver):
         self._call_soon = call_soon  # type: ignore[method-assign]
         _drivers[loop] = weakref.ref(self)
         if self._context is not None and not self._context.closed:
-            self._watch(self._context.fileno(), self._on_readable)
+            self._watch(self._context.fileno(), self._on_readable, self._context)
         if self.lanes is not None:
             self.lanes.move(self)
         loop.call_soon(self._resume)
@@ -185,12 +187,12 @@ class AsyncioDriver(Driver):
             except RuntimeError:
                 pass  # the loop is closed; nobody waits any more
 
-    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
+    def _watch(self, fd: int, callback: Callable[[], object], ring: PolledRing) -> None:
         assert self._loop is not None
         self._loop.add_reader(fd, callback)
         watch_ring = getattr(self._loop, "watch_ring", None)  # of loops.polling
-        if watch_ring is not None and self._context is not None:
-            watch_ring(self._context)
+        if watch_ring is not None:
+            watch_ring(ring)
 
     def _unwatch(self, fd: int) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -18,22 +18,22 @@ from ..busypoll import BusyPoll
 from ..polling import PollingRule, WeightedRule
 
 if TYPE_CHECKING:
-    from ..context import IOContext
+    from ..protocols import PolledRing
 
 __all__ = ["PollingEventLoop", "polling_loop"]
 
 
 class _PollingSelector(selectors.EpollSelector):
-    """Looks at the rings of contexts before it sleeps."""
+    """Looks at rings before it sleeps."""
 
     def __init__(self, rule: PollingRule) -> None:
         super().__init__()
         self._busy = BusyPoll(rule)
-        self._watched: tuple[IOContext, ...] = ()
+        self._watched: tuple[PolledRing, ...] = ()
 
-    def watch(self, context: IOContext) -> None:
-        """Look at this context's ring, until it is closed."""
-        self._watched = (*(c for c in self._watched if not c.closed), context)
+    def watch(self, ring: PolledRing) -> None:
+        """Look at this one, until it is closed."""
+        self._watched = (*(r for r in self._watched if r is not ring and not r.closed), ring)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """As of `selectors.EpollSelector`."""
@@ -49,10 +49,10 @@ class _PollingSelector(selectors.EpollSelector):
         return found or super().select(0)
 
     def _ready(self) -> bool:
-        return any(not context.empty for context in self._watched)
+        return any(not ring.empty for ring in self._watched)
 
     def _something_under_way(self) -> bool:
-        return any(not context.closed and context.outstanding for context in self._watched)
+        return any(not ring.closed and ring.outstanding for ring in self._watched)
 
 
 class PollingEventLoop(asyncio.SelectorEventLoop):
@@ -63,9 +63,9 @@ class PollingEventLoop(asyncio.SelectorEventLoop):
         self._polling = _PollingSelector(WeightedRule() if rule is None else rule)
         super().__init__(self._polling)
 
-    def watch_ring(self, context: IOContext) -> None:
-        """Look at this context's ring, until it is closed. Called by the loop's driver."""
-        self._polling.watch(context)
+    def watch_ring(self, ring: PolledRing) -> None:
+        """Look at this one, until it is closed. Called by the loop's driver."""
+        self._polling.watch(ring)
 
 
 def polling_loop(rule: PollingRule | None = None) -> PollingEventLoop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import rawaio
 from rawaio.bulk import Bulk, BulkLane
 from rawaio.busypoll import BusyPoll
 from rawaio.loops.polling import PollingEventLoop, polling_loop
+from rawaio.many import lanes_of
 from rawaio.pieces import Pieces
 from rawaio.polling import GrowthRule, HandlerPolling, PollingParameters, WeightedRule
 from rawaio.syscalls import Opcode
@@ -137,3 +139,99 @@ def test_a_bulk_call_by_a_rule(
     assert rule.asked == 8
     assert rule.found == [True] * 7  # the last is told when there is another
     assert slept == ([] if poll_ns else [1] * 8)
+
+
+class _Constant:
+    """A rule that learns nothing."""
+
+    def __init__(self, poll_ns: int) -> None:
+        self.poll_ns = poll_ns
+
+    def add(self) -> HandlerPolling:
+        return HandlerPolling()
+
+    def remove(self, handler: HandlerPolling) -> None:
+        raise AssertionError(handler)
+
+    def adjust(self, block_ns: int, active: Iterable[HandlerPolling], now_ns: int) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("poll_ns", [0, 1 << 50])
+def test_bulk_calls_of_a_file_in_a_loop_that_polls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll_ns: int
+) -> None:
+    """Their completions are looked for as those of single calls are."""
+    waits: list[BulkLane] = []
+    select = selectors.EpollSelector.select
+
+    def watched(
+        selector: selectors.EpollSelector, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout > 0:
+            waits.extend(lane for lane in lanes if lane.outstanding)
+        return select(selector, timeout)
+
+    lanes: list[BulkLane] = []
+    path = tmp_path / "file"
+    content = bytes(range(256)) * 16 * 64
+    path.write_bytes(content)
+
+    async def main() -> None:
+        async with rawaio.open(path, direct="prefer") as f:
+            if not f.direct:
+                pytest.skip(f"no direct I/O in {tmp_path}")
+            out = rawaio.aligned_buffer(len(content))
+            offsets = range(0, len(content), 4096)
+            await f.pread_many(offsets, 4096, out)  # makes the lane
+            lanes.extend(lanes_of(f.driver)._lanes)
+            if not (len(lanes) == 1 and lanes[0]._ring.usable):
+                pytest.skip("no lane whose ring can be read")
+            with monkeypatch.context() as patch:
+                patch.setattr(selectors.EpollSelector, "select", watched)
+                for _ in range(30):
+                    assert await f.pread_many(offsets, 4096, out) == len(content)
+            assert bytes(out) == content
+
+    with asyncio.Runner(loop_factory=lambda: polling_loop(_Constant(poll_ns))) as runner:
+        runner.run(main())
+    if poll_ns:
+        assert waits == []
+    elif not waits:
+        pytest.skip("this device completes everything while it is submitted")
+
+
+def test_a_ring_is_looked_at_once_and_until_it_is_closed() -> None:
+    """However often it is watched, as at each move of its driver; and a lane after its job."""
+    lane = BulkLane(2, signals=True)
+    loop = polling_loop(WeightedRule(PollingParameters(max_ns=1000)))
+    try:
+        other = rawaio.IOContext(1)
+        for _ in range(3):
+            loop.watch_ring(lane)
+            loop.watch_ring(other)
+        assert list(loop._polling._watched) == [lane, other]
+        assert (lane.outstanding, lane.empty) == (0, True)
+        with open("/dev/zero", "rb") as file:
+            job = Bulk(Opcode.PREAD, file, Pieces(range(2), None, 1, reading=True))
+            lane.begin(job)
+            lane.submit()
+            assert lane.outstanding == 2
+            assert lane.empty is not lane._ring.usable
+            lane.collect()
+            assert (lane.outstanding, lane.empty) == (0, True)
+            lane.end()
+            quiet = Bulk(Opcode.PREAD, file, Pieces([0], None, 1, reading=True), signals=False)
+            lane.begin(quiet)
+            lane.submit()
+            assert lane.outstanding == 0  # nobody is told when it is over
+            lane.collect()
+            lane.end()
+        lane.close()
+        assert lane.empty
+        other.close()
+        with rawaio.IOContext(1) as third:
+            loop.watch_ring(third)
+            assert list(loop._polling._watched) == [third]
+    finally:
+        loop.close()

@@ -253,10 +253,16 @@ def test_expected_events_are_taken_and_no_others(nr: int, header_length: int) ->
 def test_given_events_are_what_is_expected_from_then_on() -> None:
     fake = full(8)
     ring = opened(fake)
-    for head, tail, most, n in ((0, 0, None, 0), (1, 4, None, 3), (6, 2, None, 2), (2, 7, 4, 4)):
+    for head, tail, most, n in (
+        (0, 0, None, 0),
+        (1, 4, None, 3),
+        (9, 4, None, 3),
+        (6, 2, None, 2),
+        (2, 7, 4, 4),
+    ):
         fake.words[HEAD], fake.words[TAIL] = head, tail
         assert (ring.next_events(most) or (0, 0))[1] == n
-        slots = range(head, head + n)
+        slots = range(head % 8, head % 8 + n)
         assert ring.given_events() == b"".join(struct.pack("=QQqq", *event(i)) for i in slots)
     fake.words[TAIL] = 6
     assert ring.take_expected(ring.given_events(), 0, 4, commit=False)
