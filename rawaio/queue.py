@@ -177,7 +177,8 @@ class SubmissionQueue:
         self.rejected: deque[Completion] = deque() if rejected is None else rejected
         self._next_token = SERIES
         #: The first token of a batch whose events are all committed, so that nobody will hear of it
-        #: again; the next batch has the same, and what it costs to write others is saved. 0: none.
+        #: again; the next one that is submitted when it is pushed has the same, and what it costs
+        #: to write others is saved. 0: none.
         self.reusable = 0
         # The batch that is being offered, the token of its first request, and what the kernel said.
         self._offered: list[Request] = []
@@ -361,33 +362,34 @@ class SubmissionQueue:
         before: dict[Request | None, int] = {}
         looking, feed = iter(requests), iter(requests)
         offered = self._offered
-        counted = False
+        first, counted = 0, False
         try:
             if not turn.acquire(False):
                 return False
             with self.lock:
-                if (
+                if not (
                     n > self.nr_events - len(self.table) - len(self.whole[1])
                     or self.pending
                     or self._plugs
                     or self._refusal is not None
                     or self.dead
                 ):
-                    self._decline()
-                    return False
-                admit(looking, before, IN_FLIGHT)
-                self._due = False
-                first = self.reusable
-                if first:
-                    self.reusable = 0
-                else:
-                    first = self._next_token
-                    self._next_token = first + SERIES
-                self._first = first
-                # One line, as in `_take`.
-                self.submitted, counted = self.submitted + n, True
-                offered.extend(feed)  # from here on they are taken, and `_settle` knows of them
-                self._hand_over(first, n)
+                    admit(looking, before, IN_FLIGHT)
+                    self._due = False
+                    first = self.reusable
+                    if first:
+                        self.reusable = 0
+                    else:
+                        first = self._next_token
+                        self._next_token = first + SERIES
+                    self._first = first
+                    # One line, as in `_take`.
+                    self.submitted, counted = self.submitted + n, True
+                    offered.extend(feed)  # from here on they are taken, and `_settle` knows of them
+                    self._hand_over(first, n)
+            if not counted:
+                self._decline()
+                return False
             if 0 < self._ask(first, n) < n:
                 self._due = True
             turn.release()
@@ -408,7 +410,10 @@ class SubmissionQueue:
         return True
 
     def _decline(self) -> None:
-        """Give back a turn in which nothing was offered, and to whom it was denied meanwhile."""
+        """Give back a turn in which nothing was offered, and to whom it was denied meanwhile.
+
+        Without the lock: that one's requests are submitted.
+        """
         self.turn.release()
         if self._due:
             self.flush()
@@ -458,6 +463,16 @@ class SubmissionQueue:
             self.kick()
         elif key is None:
             raise BusyError("unplug without plug")
+
+    def collected(self, key: object) -> None:
+        """`unplug` by a finalizer, which may strike anywhere: also who has the lock."""
+        if not self.lock._is_owned():
+            self.unplug(key)
+        elif self._plugs.pop(key, False) and self.pending:
+            # Not submitted here, where it would be with the lock held.
+            self._overdue = True
+            if self._continuation is not None:
+                self._continuation()
 
     def section(self) -> PlugSection:
         """`plug` and `unplug` as a context manager."""
@@ -673,8 +688,11 @@ class SubmissionQueue:
             assert all(r._state is PENDING for r in self.pending)
             assert all(r._state is IN_FLIGHT for r in in_flight)
             assert all(map(self.issued, self.in_flight_table))
+            series = {token // SERIES for token in self.in_flight_table}
+            assert not self.reusable or self.reusable // SERIES not in series
+            assert not self.reusable % SERIES
             if self.pending and not self._plugs:
-                assert self.blocked
+                assert self.blocked or self._overdue
                 assert in_flight or self.retry_in is not None
 
 
@@ -711,4 +729,4 @@ class PlugSection:
     def __del__(self) -> None:
         key = getattr(self, "_key", None)
         if key is not None:
-            self._queue.unplug(key)
+            self._queue.collected(key)

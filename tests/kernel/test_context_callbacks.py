@@ -540,11 +540,12 @@ def test_what_an_interrupted_reap_keeps_for_the_next_one_is_still_under_way(
 # -- finalizers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["collected", "unplug"])
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_section_is_collected_while_a_batch_is_taken(
-    ctx: rawaio.IOContext, null: int, monkeypatch: pytest.MonkeyPatch, n: int
+    ctx: rawaio.IOContext, null: int, monkeypatch: pytest.MonkeyPatch, n: int, how: str
 ) -> None:
-    """It unplugs and flushes, in the same thread; and what is refused then moves the batch."""
+    """In the same thread. What a program's own finalizer flushes moves the batch, when refused."""
     batch, refused = [_write(null) for _ in range(n)], Request.pwrite(1 << 20, b"x", 0)
     ctx.submit(*batch)
     ctx._queue.plug("collected")
@@ -552,7 +553,7 @@ def test_a_section_is_collected_while_a_batch_is_taken(
     made: list[Completion] = []
 
     def make(values: tuple[Request, int, int]) -> Completion:
-        ctx._queue.unplug("collected")
+        getattr(ctx._queue, how)("collected")
         made.append(Completion(values))
         return made[-1]
 

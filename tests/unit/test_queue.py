@@ -25,6 +25,7 @@ from tests.queue_support import Driver, InThread, interleave
 from tests.support import ROOT
 
 if TYPE_CHECKING:
+    from rawaio.protocols import OwnedLock
     from rawaio.queue import Submit
 
 
@@ -193,6 +194,75 @@ def test_max_offer_splits_what_is_offered() -> None:
     requests = fsyncs(5)
     queue.push(requests)
     assert offers(kernel) == [(1, requests[:2], 2), (2, requests[2:4], 2), (3, requests[4:], 1)]
+
+
+class IntrudedLock:
+    """A lock; `intruder` runs before whoever comes next has it."""
+
+    def __init__(self, lock: OwnedLock) -> None:
+        self.lock = lock
+        self.intruder: Callable[[], object] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lock, name)
+
+    def __enter__(self) -> bool:
+        intruder, self.intruder = self.intruder, None
+        if intruder is not None:
+            intruder()
+        return self.lock.__enter__()
+
+    def __exit__(self, *raised: object) -> None:
+        self.lock.release()
+
+
+def test_who_comes_second_is_submitted_without_the_lock() -> None:
+    """Of two threads that push several, one has the turn, and the other is the first in pending."""
+    asked: list[tuple[Request, bool]] = []
+
+    def submit(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        asked.append((batch[0], queue.lock._is_owned()))
+        outcome.extend((len(batch), 0))
+
+    queue = SubmissionQueue(submit, nr_events=8)
+    lock: Any = IntrudedLock(queue.lock)
+    queue.lock = lock
+    mine, others = fsyncs(2), fsyncs(2)
+    # The turn is taken, and the lock is not yet.
+    thread = InThread(lambda: queue.push(others), threading.Event())
+    lock.intruder = thread.run_until
+    assert queue.push(mine) == 2
+    thread.join()
+    assert asked == [(others[0], False), (mine[0], False)]
+    queue._check()
+
+
+def test_a_section_that_is_collected_by_who_has_the_lock_leaves_its_requests_to_others() -> None:
+    asked: list[bool] = []
+    told: list[float | None] = []
+
+    def submit(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        asked.append(queue.lock._is_owned())
+        outcome.extend((len(batch), 0))
+
+    queue = SubmissionQueue(submit, nr_events=8, continuation=lambda: told.append(queue.retry_in))
+    section = queue.section()
+    section.__enter__()
+    queue.push(fsyncs(3))
+    with queue.lock:
+        del section
+        gc.collect()
+    assert (asked, told, queue.plugged, queue.retry_in) == ([], [0.0], 0, 0.0)
+    queue.kick()
+    assert (asked, queue.retry_in) == ([False], None)
+    # Of nothing nobody is told.
+    section = queue.section()
+    section.__enter__()
+    with queue.lock:
+        del section
+        gc.collect()
+    assert (len(told), queue.plugged) == (1, 0)
+    queue._check()
 
 
 def test_pushing_nothing_takes_nothing() -> None:
