@@ -384,7 +384,8 @@ class BulkLane:
     def _look_and_wait(self, job: Bulk, busy: BusyPoll) -> None:
         """Wait for one of those in flight, at the ring for as long as the rule says.
 
-        The next ones are submitted before the events are looked at, while the device has nothing.
+        What is found has its successors submitted before its events are read: the device may have
+        nothing else. Those are counted as in flight until `collect`, beside what the kernel has.
         """
         ring, finished, portion = self._ring, job.finished, self._portion
         busy.wait(
@@ -588,13 +589,18 @@ class BulkLane:
         return job.in_flight if job is not None and self.signals and job.signals else 0
 
     @property
-    def empty(self) -> bool:
-        """Whether the ring is; True also where that cannot be told without entering the kernel.
+    def visible(self) -> bool:
+        """Whether `empty` can be told without entering the kernel.
 
-        With the GIL any thread may ask at any time, also beside `close`; without it nobody is told.
+        With the GIL any thread may ask at any time, also beside `close`; without it nobody may.
         """
+        return _GIL and self._use_ring
+
+    @property
+    def empty(self) -> bool:
+        """Whether the ring is; True also where that cannot be told."""
         try:
-            return not (_GIL and self._use_ring) or self._ring.empty
+            return not self.visible or self._ring.empty
         except ClosedError:  # just now, by another thread
             return True
 

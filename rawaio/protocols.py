@@ -73,13 +73,18 @@ class PolledRing(Protocol):
         ...
 
     @property
+    def visible(self) -> bool:
+        """Whether it can be told, without entering the kernel, if there is something in it."""
+        ...
+
+    @property
     def outstanding(self) -> int:
         """How many operations are under way whose completion sets its eventfd."""
         ...
 
     @property
     def empty(self) -> bool:
-        """Whether its ring is; True also where that cannot be told without entering the kernel."""
+        """Whether its ring is; True also where that cannot be told."""
         ...
 
 

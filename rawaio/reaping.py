@@ -197,6 +197,11 @@ class Reaping:
             raise
 
     @property
+    def visible(self) -> bool:
+        """Whether `empty` can be told without entering the kernel."""
+        return self._direct
+
+    @property
     def empty(self) -> bool:
         """Whether the ring is; True also where that cannot be told without entering the kernel."""
         try:

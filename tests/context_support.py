@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 import rawaio
 from rawaio import syscalls
+from rawaio.polling import HandlerPolling
 from rawaio.ring import Ordering, libatomic_fence
 from tests.support import ROOT
 
@@ -61,6 +62,22 @@ class Pipe:
     def close(self) -> None:
         for fd in (self.readable, self.writable):
             os.close(fd)
+
+
+class ConstantRule:
+    """A rule that learns nothing."""
+
+    def __init__(self, poll_ns: int) -> None:
+        self.poll_ns = poll_ns
+
+    def add(self) -> HandlerPolling:
+        return HandlerPolling()
+
+    def remove(self, handler: HandlerPolling) -> None:
+        raise AssertionError(handler)
+
+    def adjust(self, block_ns: int, active: Iterable[HandlerPolling], now_ns: int) -> None:
+        """Nothing."""
 
 
 class Threads:

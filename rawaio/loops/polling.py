@@ -5,7 +5,8 @@
 
 A direct read that takes less time than a sleep and a wake-up is answered sooner, and the CPU is
 busy for as long as the rule says; `polling.py` has the arithmetic. Other descriptors and callbacks
-from other threads wait for at most `PollingParameters.max_ns` more.
+from other threads wait for at most `PollingParameters.max_ns` more. Where a ring cannot be looked at,
+and on a build without the GIL, it sleeps as any loop does.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _PollingSelector(selectors.EpollSelector):
         return any(not ring.empty for ring in self._watched)
 
     def _something_under_way(self) -> bool:
-        return any(not ring.closed and ring.outstanding for ring in self._watched)
+        return any(ring.visible and ring.outstanding for ring in self._watched)
 
 
 class PollingEventLoop(asyncio.SelectorEventLoop):

@@ -8,6 +8,7 @@ the memory any more is seen by resizing it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import sys
@@ -22,15 +23,16 @@ import pytest
 import rawaio
 from rawaio.bulk import BulkLane
 from rawaio.many import Lanes
-from tests.context_support import aio_mappings, descriptors
+from tests.context_support import ConstantRule, aio_mappings, descriptors
 from tests.driver_support import run, turns, until
 from tests.fuse_server import FuseServer
 
 _PACKAGE = str(Path(rawaio.__file__).parent)
 # More than a turn of the loop starts of one call.
 _MORE = 4 * 128 + 16
-_STRUCK = {"bulk.py", "bulkcalls.py", "many.py", "context.py", "reaping.py"}
+_STRUCK = {"bulk.py", "bulkcalls.py", "busypoll.py", "many.py", "context.py", "reaping.py"}
 CONTENT = bytes(range(256)) * 64
+_BLOCKS = len(CONTENT) // 4096
 
 
 class Striker:
@@ -70,6 +72,7 @@ class World:
     def __init__(self, ctx: rawaio.IOContext, fd: int) -> None:
         self.ctx = ctx
         self.fd = fd
+        self.direct = -1
         self.lent: list[bytearray] = []
 
     def new(self, nbytes: int) -> bytearray:
@@ -99,7 +102,34 @@ def _refused(world: World) -> None:
         world.ctx.pread_many(1 << 20, [0, 1], 3, world.new(6))
 
 
+def _polled(world: World) -> None:
+    """Past the page cache, so that there is something to look for."""
+    nbytes = _BLOCKS * 4096
+    memory = world.new(nbytes + 4096)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % 4096
+    out = memoryview(memory)[start : start + nbytes]
+    world.ctx.pread_many(world.direct, range(0, nbytes, 4096), 4096, out)
+
+
 HISTORIES = [_equal, _packed, _scattered, _short, _refused]
+
+
+@pytest.fixture
+def direct(fd: int) -> Iterator[int]:
+    """The same file, past the page cache."""
+    try:
+        opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        pytest.skip(f"no O_DIRECT: {error}")
+    try:
+        os.fsync(fd)
+        try:
+            os.preadv(opened, [rawaio.aligned_buffer(4096)], 0)
+        except OSError as error:
+            pytest.skip(f"no O_DIRECT: {error}")
+        yield opened
+    finally:
+        os.close(opened)
 
 
 @pytest.mark.parametrize(
@@ -109,32 +139,47 @@ HISTORIES = [_equal, _packed, _scattered, _short, _refused]
 def test_every_line_of_a_context(
     history: Callable[[World], None], fd: int, force_syscalls: bool
 ) -> None:
+    with rawaio.IOContext(4, force_syscalls=force_syscalls) as ctx:
+        _strike_everywhere(history, ctx, fd)
+
+
+@pytest.mark.parametrize("poll_ns", [0, 10_000_000_000])
+def test_every_line_of_a_context_that_polls(fd: int, direct: int, poll_ns: int) -> None:
+    with rawaio.IOContext(2, max_batch=1, polling=ConstantRule(poll_ns)) as ctx:
+        if not ctx.visible:
+            pytest.skip(f"nothing is polled: {ctx.why_not_ring or 'no GIL'}")
+        _strike_everywhere(_polled, ctx, fd, direct)
+
+
+def _strike_everywhere(
+    history: Callable[[World], None], ctx: rawaio.IOContext, fd: int, direct: int = -1
+) -> None:
     previous = sys.gettrace()
     n = 0
     struck = "at first"
-    with rawaio.IOContext(4, force_syscalls=force_syscalls) as ctx:
-        before = ctx.statistics().submitted, aio_mappings(), descriptors()
-        while struck:
-            n += 1
-            world = World(ctx, fd)
-            striker = Striker(n)
-            sys.settrace(striker)
-            try:
-                history(world)
-            except KeyboardInterrupt as error:
-                del error  # and its frames, which hold what they were about
-            finally:
-                sys.settrace(previous)
-            struck = striker.struck or ""
-            for memory in world.lent:
-                memory.append(0)
-            # Another lane, or the same, goes on.
-            assert ctx.pread_many(fd, [255, 0], 1) == b"\xff\0" or history is _scattered
-        assert n > 60
-        assert ctx.statistics().submitted >= before[0]
-        ctx._close_lanes()
-        gc.collect()
-        assert (aio_mappings(), descriptors()) == before[1:]
+    before = ctx.statistics().submitted, aio_mappings(), descriptors()
+    while struck:
+        n += 1
+        world = World(ctx, fd)
+        world.direct = direct
+        striker = Striker(n)
+        sys.settrace(striker)
+        try:
+            history(world)
+        except KeyboardInterrupt as error:
+            del error  # and its frames, which hold what they were about
+        finally:
+            sys.settrace(previous)
+        struck = striker.struck or ""
+        for memory in world.lent:
+            memory.append(0)
+        # Another lane, or the same, goes on.
+        assert ctx.pread_many(fd, [255, 0], 1) == b"\xff\0" or history is _scattered
+    assert n > 60
+    assert ctx.statistics().submitted >= before[0]
+    ctx._close_lanes()
+    gc.collect()
+    assert (aio_mappings(), descriptors()) == before[1:]
 
 
 class _StruckError(BaseException):

@@ -46,6 +46,8 @@ class World:
     reaped: list[rawaio.Completion] = field(default_factory=list[rawaio.Completion])
     called: list[rawaio.Completion] = field(default_factory=list[rawaio.Completion])
     struck_in: str | None = None
+    #: How often one request is submitted.
+    most: int = 2
 
     def begin(self) -> None:
         """Forget the requests, not the context."""
@@ -54,6 +56,7 @@ class World:
         self.reaped.clear()
         self.called.clear()
         self.struck_in = None
+        self.most = 2
         os.read(self.gate[0], 1 << 16)
 
     def new(
@@ -107,6 +110,14 @@ def _batch_again(world: World) -> None:
     for _ in range(2):
         world.ctx.submit(*requests)
         world.reaped.extend(world.ctx.reap(min_nr=3))
+
+
+def _batches_of_other_sizes(world: World) -> None:
+    requests = [world.poll(), world.new(fixed=True), world.poll(), world.new(fixed=True)]
+    world.most = 5
+    for n in (4, 4, 1, 4, 2):
+        world.ctx.submit(*requests[:n])
+        world.reaped.extend(world.ctx.reap(min_nr=n))
 
 
 def _batch_in_pieces(world: World) -> None:
@@ -204,6 +215,7 @@ def _cancels(world: World) -> None:
 HISTORIES = [
     _batch,
     _batch_again,
+    _batches_of_other_sizes,
     _batch_in_pieces,
     _batch_out_of_order,
     _batch_beside_another,
@@ -248,7 +260,7 @@ def _verify(world: World) -> None:
             # A callback that is struck before its first instruction has begun all the same.
             missed = world.struck_in == World.resubmit.__qualname__
             assert seen[request] - missed <= called[request] <= seen[request], request
-        assert seen[request] <= 2, request
+        assert seen[request] <= world.most, request
         if request.state is rawaio.State.NEW:
             assert seen[request] == 0
         else:

@@ -18,6 +18,7 @@ from rawaio.many import lanes_of
 from rawaio.pieces import Pieces
 from rawaio.polling import GrowthRule, HandlerPolling, PollingParameters, WeightedRule
 from rawaio.syscalls import Opcode
+from tests.context_support import ConstantRule
 from tests.fuse_server import FuseServer
 
 
@@ -128,8 +129,8 @@ def test_a_bulk_call_by_a_rule(
         fd = os.open(fuse.path("file"), os.O_RDONLY | os.O_DIRECT)
         try:
             with rawaio.IOContext(3, max_batch=max_batch, polling=rule) as ctx:
-                if ctx.why_not_ring:
-                    pytest.skip(f"nothing is polled: {ctx.why_not_ring}")
+                if not ctx.visible:
+                    pytest.skip(f"nothing is polled: {ctx.why_not_ring or 'no GIL'}")
                 out = rawaio.aligned_buffer(len(content))
                 assert ctx.pread_many(fd, range(0, len(content), 4096), 4096, out) == len(content)
         finally:
@@ -139,22 +140,6 @@ def test_a_bulk_call_by_a_rule(
     assert rule.asked == 8
     assert rule.found == [True] * 7  # the last is told when there is another
     assert slept == ([] if poll_ns else [1] * 8)
-
-
-class _Constant:
-    """A rule that learns nothing."""
-
-    def __init__(self, poll_ns: int) -> None:
-        self.poll_ns = poll_ns
-
-    def add(self) -> HandlerPolling:
-        return HandlerPolling()
-
-    def remove(self, handler: HandlerPolling) -> None:
-        raise AssertionError(handler)
-
-    def adjust(self, block_ns: int, active: Iterable[HandlerPolling], now_ns: int) -> None:
-        """Nothing."""
 
 
 @pytest.mark.parametrize("poll_ns", [0, 1 << 50])
@@ -185,20 +170,48 @@ def test_bulk_calls_of_a_file_in_a_loop_that_polls(
             offsets = range(0, len(content), 4096)
             await f.pread_many(offsets, 4096, out)  # makes the lane
             lanes.extend(lanes_of(f.driver)._lanes)
-            if not (len(lanes) == 1 and lanes[0]._ring.usable):
-                pytest.skip("no lane whose ring can be read")
+            if not (len(lanes) == 1 and lanes[0].visible):
+                pytest.skip("no lane whose ring can be looked at")
             with monkeypatch.context() as patch:
                 patch.setattr(selectors.EpollSelector, "select", watched)
                 for _ in range(30):
                     assert await f.pread_many(offsets, 4096, out) == len(content)
             assert bytes(out) == content
 
-    with asyncio.Runner(loop_factory=lambda: polling_loop(_Constant(poll_ns))) as runner:
+    with asyncio.Runner(loop_factory=lambda: polling_loop(ConstantRule(poll_ns))) as runner:
         runner.run(main())
     if poll_ns:
         assert waits == []
     elif not waits:
         pytest.skip("this device completes everything while it is submitted")
+
+
+def test_what_cannot_be_looked_at_is_slept_for() -> None:
+    """As where completions come by io_getevents, and on a build without the GIL."""
+
+    class Unasked(ConstantRule):
+        @property
+        def poll_ns(self) -> int:
+            raise AssertionError
+
+        @poll_ns.setter
+        def poll_ns(self, value: int) -> None:
+            """As it is made."""
+
+    reader, writer = os.pipe()
+    loop = polling_loop(Unasked(0))
+    try:
+        with rawaio.IOContext(1, force_syscalls=True) as ctx:
+            loop.watch_ring(ctx)
+            ctx.submit(rawaio.Request.poll(reader, 1))
+            assert (ctx.outstanding, ctx.visible, ctx.empty) == (1, False, True)
+            assert loop._polling.select(0.001) == []
+            os.write(writer, b"x")
+            assert len(ctx.reap(1)) == 1
+    finally:
+        loop.close()
+        os.close(reader)
+        os.close(writer)
 
 
 def test_a_ring_is_looked_at_once_and_until_it_is_closed() -> None:
@@ -217,7 +230,7 @@ def test_a_ring_is_looked_at_once_and_until_it_is_closed() -> None:
             lane.begin(job)
             lane.submit()
             assert lane.outstanding == 2
-            assert lane.empty is not lane._ring.usable
+            assert lane.empty is not lane.visible
             lane.collect()
             assert (lane.outstanding, lane.empty) == (0, True)
             lane.end()

@@ -132,7 +132,9 @@ TURNS = st.lists(
     st.tuples(
         # Which requests, most often the same; the offset of which of them is changed, and to what;
         # how many are reaped, and how many at most.
-        st.one_of(st.just((0, 4)), st.tuples(st.integers(0, N - 1), st.integers(1, N))),
+        st.one_of(
+            st.just((0, 4)), st.just((0, 1)), st.tuples(st.integers(0, N - 1), st.integers(1, N))
+        ),
         st.one_of(st.none(), st.tuples(st.integers(0, N - 1), st.integers(0, 11))),
         st.integers(0, N),
         st.one_of(st.none(), st.integers(N, 2 * N), st.integers(1, N)),
