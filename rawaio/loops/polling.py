@@ -5,8 +5,8 @@
 
 A direct read that takes less time than a sleep and a wake-up is answered sooner, and the CPU is
 busy for as long as the rule says; `polling.py` has the arithmetic. Other descriptors and callbacks
-from other threads wait for at most `PollingParameters.max_ns` more. Where a ring cannot be looked at,
-and on a build without the GIL, it sleeps as any loop does.
+from other threads wait for at most `PollingParameters.max_ns` more. Where no ring can be looked
+at, and on a build without the GIL, it sleeps as any loop does.
 """
 
 from __future__ import annotations
