@@ -262,7 +262,34 @@ def test_a_section_that_is_collected_by_who_has_the_lock_leaves_its_requests_to_
         del section
         gc.collect()
     assert (len(told), queue.plugged) == (1, 0)
+    # One that has ended changes nothing any more.
+    section = queue.section()
+    with section:
+        pass
+    queue.plug()
+    queue.push(fsyncs(1))
+    with queue.lock:
+        del section
+        gc.collect()
+    assert (asked, len(told), queue.in_queue, queue.retry_in) == ([False], 1, 1, None)
+    queue.unplug()
+    assert asked == [False, False]
     queue._check()
+
+
+def test_tokens_that_can_be_used_again_are_used_once() -> None:
+    tokens: list[int] = []
+
+    def submit(first_token: int, batch: Sequence[Request], outcome: list[int]) -> None:
+        tokens.append(first_token)
+        outcome.extend((len(batch), 0))
+
+    queue = SubmissionQueue(submit, nr_events=8)
+    queue.reusable = 9 * SERIES
+    queue.push(fsyncs(2))
+    queue.push(fsyncs(2))
+    assert tokens == [9 * SERIES, SERIES]
+    assert queue.reusable == 0
 
 
 def test_pushing_nothing_takes_nothing() -> None:
@@ -1987,6 +2014,14 @@ def corrupt_in_flight_state(queue: SubmissionQueue) -> None:
 
 def corrupt_token(queue: SubmissionQueue) -> None:
     queue.in_flight_table[0] = queue.in_flight_table.pop(SERIES)
+
+
+def corrupt_reusable(queue: SubmissionQueue) -> None:
+    queue.reusable = SERIES
+
+
+def corrupt_reusable_part(queue: SubmissionQueue) -> None:
+    queue.reusable = 5 * SERIES + 1
 
 
 def corrupt_blocked(queue: SubmissionQueue) -> None:
