@@ -277,6 +277,20 @@ def test_a_section_that_is_collected_by_who_has_the_lock_leaves_its_requests_to_
     queue._check()
 
 
+def test_a_section_that_is_collected_where_nobody_is_to_be_told_is_seen_by_who_asks() -> None:
+    queue = SubmissionQueue(always(1), nr_events=8)
+    section = queue.section()
+    section.__enter__()
+    queue.push(fsyncs(1))
+    with queue.lock:
+        del section
+        gc.collect()
+    assert (queue.in_queue, queue.retry_in) == (1, 0.0)
+    queue.kick()
+    assert (queue.in_queue, queue.retry_in) == (0, None)
+    queue._check()
+
+
 def test_tokens_that_can_be_used_again_are_used_once() -> None:
     tokens: list[int] = []
 
